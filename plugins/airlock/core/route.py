@@ -1,0 +1,134 @@
+"""The route: one versioned document that says which versions get which share.
+
+A document is whole or it is refused. Its checksum covers every other field, its shares add up
+to 100, and the gateway keeps the last good one. A request's place in [0, 100) comes from a
+stable hash, and the candidate's share starts at 0: raising a share never moves a key back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from airlock.core.errors import RouteError
+
+_SCALE = 100.0 / 2**64
+
+
+class Bundle(BaseModel):
+    """Where a version's verified files lie, and the digest of their manifest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class Limits(BaseModel):
+    """What the gateway ejects a candidate for by itself, without asking anybody.
+
+    ``max_error_rate`` is a share of requests; ``max_latency_ms`` bounds the p99;
+    ``max_shift`` bounds the mean paired difference of the answers in the answer's units, and
+    ``max_disagreement`` the mean absolute one. Nothing is judged under ``min_requests``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_requests: Annotated[int, Field(ge=1)] = 50
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    max_error_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
+    max_shift: Annotated[float, Field(gt=0)] | None = None
+    max_disagreement: Annotated[float, Field(gt=0)] | None = None
+
+
+class Route(BaseModel):
+    """Who answers for ``model`` in ``generation``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    generation: Annotated[int, Field(ge=1)]
+    release: str | None = None
+    champion: str
+    candidate: str | None = None
+    weights: dict[str, float]
+    shadow: tuple[str, ...] = ()
+    versions: dict[str, Bundle]
+    limits: Limits = Limits()
+    timeout_ms: Annotated[float, Field(gt=0)] = 250.0
+    salt: str
+    reason: str
+    written_at: datetime
+    checksum: str = ""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        bad = {name: share for name, share in self.weights.items() if not math.isfinite(share) or share < 0}
+        if bad:
+            raise ValueError(f"weights must be finite and at least 0, got {bad}")
+        total = math.fsum(self.weights.values())
+        if not math.isclose(total, 100.0, abs_tol=1e-6):
+            raise ValueError(f"weights must add up to 100, they add up to {total:g}: {self.weights}")
+        named = {self.champion, *self.weights, *self.shadow} | ({self.candidate} if self.candidate else set())
+        if missing := sorted(named - set(self.versions)):
+            raise ValueError(f"versions {missing} have traffic but no bundle; bundles: {sorted(self.versions)}")
+        if self.champion == self.candidate:
+            raise ValueError(f"version {self.champion} cannot be champion and candidate at once")
+        if stray := sorted(set(self.weights) - {self.champion, self.candidate}):
+            raise ValueError(f"only champion and candidate may have a share, not {stray}")
+        return self
+
+    def sealed(self) -> Route:
+        """The same document with its checksum."""
+        return self.model_copy(update={"checksum": _checksum(self)})
+
+    def to_json(self) -> str:
+        return self.sealed().model_dump_json(indent=2)
+
+    @property
+    def share(self) -> float:
+        """The candidate's share in [0, 100]."""
+        return self.weights.get(self.candidate, 0.0) if self.candidate else 0.0
+
+
+def _checksum(route: Route) -> str:
+    content = route.model_dump(mode="json", exclude={"checksum"})
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_route(text: str | bytes) -> Route:
+    """Read a document back.
+
+    Raises:
+        RouteError: it is torn, was changed, or breaks a rule.
+    """
+    try:
+        route = Route.model_validate_json(text)
+    except ValidationError as error:
+        raise RouteError(f"not a route document: {error}") from error
+    if route.checksum != _checksum(route):
+        raise RouteError(
+            f"route {route.model} generation {route.generation}: checksum {route.checksum or 'missing'} does not "
+            f"match its content ({_checksum(route)}); it was changed by hand or torn, write it again from the ledger"
+        )
+    return route
+
+
+def place(salt: str, key: str) -> float:
+    """A key's place in [0, 100): BLAKE2b of salt and key, the same in every process for ever."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8, key=salt.encode()[:64]).digest()
+    return int.from_bytes(digest, "big") * _SCALE
+
+
+def choose(route: Route, key: str) -> str:
+    """The version that answers ``key``."""
+    if route.candidate is not None and place(route.salt, key) < route.share:
+        return route.candidate
+    return route.champion

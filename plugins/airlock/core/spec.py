@@ -1,0 +1,373 @@
+"""The model spec: everything that Airlock knows about a model, as frozen typed values.
+
+A spec is one YAML file, ``dags/models/<model>.yaml``. Unknown keys are refused, durations are
+written ``90s``, ``15m``, ``6h`` or ``14d``, and every default is here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_DURATION = r"^(\d+(?:\.\d+)?)([smhd])$"
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(_DURATION, value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"expected a duration such as 90s, 15m, 6h or 14d, got {value!r}")
+    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
+    WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90s", "6h", "14d"]}),
+]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Policy(BaseModel):
+    """Base of every part of a spec."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(StrEnum):
+    CLASSIFICATION = "classification"
+    REGRESSION = "regression"
+
+
+class ColumnType(StrEnum):
+    FLOAT = "float"
+    INT = "int"
+    STRING = "string"
+    BOOL = "bool"
+    TIMESTAMP = "timestamp"
+
+
+class Column(Policy):
+    """What one column of a table must look like. ``max_missing`` is a share of the rows."""
+
+    type: ColumnType
+    min: float | None = None
+    max: float | None = None
+    values: tuple[str, ...] | None = None
+    max_missing: Share = 0.0
+    unique: bool = False
+
+
+class Table(Policy):
+    """A table of the snapshot: its columns' rules, its key and how few rows are too few."""
+
+    columns: dict[str, Column] = {}
+    key: tuple[str, ...] = ()
+    min_rows: Annotated[int, Field(ge=1)] = 1
+
+
+class Data(Policy):
+    """Where the rows are. ``table`` holds the labelled events; other tables feed features."""
+
+    key: str
+    event_time: str
+    table: str = "events"
+    tables: dict[str, Table] = {}
+    evaluation: Duration = Field(timedelta(days=14), description="the last part of the data, held out for the gates")
+    history: Duration | None = Field(None, description="train on no more than this much; unset: on everything")
+
+
+class Label(Policy):
+    """What is predicted. ``time`` names the column that says when the label became known."""
+
+    name: str
+    time: str | None = None
+    delay: Duration = Field(timedelta(0), description="how long a label usually takes to arrive")
+    positive: str = Field("yes", description="the positive class in words")
+    threshold: Share = Field(0.5, description="a probability at or above this is answered as the positive class")
+
+
+class Recipe(Policy):
+    """The user's Python. ``module`` defines ``load``, ``pipeline`` and ``search_space``."""
+
+    module: str | None = Field(None, description="default: include.<model>.recipe")
+    trials: Annotated[int, Field(ge=1)] = 10
+    seed: int = 7
+    params: dict[str, Any] = {}
+
+
+class Input(Policy):
+    """One input of the model, by name. Bounds and ``values`` are what a request may carry."""
+
+    type: Literal["float", "int", "string"]
+    nullable: bool = False
+    min: float | None = None
+    max: float | None = None
+    values: tuple[str, ...] | None = Field(None, description="the categories that a request may name; unset: any")
+
+
+class Features(Policy):
+    """The Feast feature service that makes a model's inputs from an entity row.
+
+    ``entities`` are join keys and ``request`` are the values that come with a question; both
+    are columns of the events table.
+    """
+
+    service: str
+    entities: tuple[str, ...]
+    request: dict[str, Input]
+
+
+class ThresholdGate(Policy):
+    """The candidate's metric on the evaluation rows must reach a bound, with its whole interval if asked."""
+
+    kind: Literal["threshold"]
+    metric: str
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if (self.min is None) == (self.max is None):
+            raise ValueError("a threshold gate takes exactly one of min and max")
+        return self
+
+
+class NonInferiorityGate(Policy):
+    """The candidate may be worse than the champion by less than ``margin``, on the same rows.
+
+    While there is no champion the reference is the constant prediction of the training data.
+    """
+
+    kind: Literal["non_inferiority"]
+    metric: str
+    margin: Annotated[float, Field(ge=0)]
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+
+
+class SliceGate(Policy):
+    """The metric must reach a bound in every group of ``column`` that has ``min_rows``."""
+
+    kind: Literal["slices"]
+    column: str
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    min_rows: Annotated[int, Field(ge=1)] = 200
+
+
+class ParityGate(Policy):
+    """ONNX must answer as scikit-learn does: largest difference, and flipped decisions."""
+
+    kind: Literal["onnx_parity"]
+    max_difference: Positive = 1e-3
+    max_flips: Annotated[int, Field(ge=0)] = 0
+
+
+class LatencyGate(Policy):
+    """The ONNX model's p99 for one row, in milliseconds."""
+
+    kind: Literal["latency"]
+    max_p99_ms: Positive
+
+
+class SizeGate(Policy):
+    """The ONNX file, in MB (10^6 bytes)."""
+
+    kind: Literal["size"]
+    max_mb: Positive
+
+
+class FiniteGate(Policy):
+    """Every answer is a finite number."""
+
+    kind: Literal["finite"]
+
+
+class SchemaGate(Policy):
+    """The inputs are those of the champion, unless ``allow_changes``."""
+
+    kind: Literal["schema"]
+    allow_changes: bool = False
+
+
+Gate = Annotated[
+    ThresholdGate | NonInferiorityGate | SliceGate | ParityGate | LatencyGate | SizeGate | FiniteGate | SchemaGate,
+    Field(discriminator="kind"),
+]
+
+
+class ErrorRateGuard(Policy):
+    """The share of the candidate's requests that it failed to answer."""
+
+    kind: Literal["error_rate"]
+    max: Annotated[float, Field(gt=0, lt=1)]
+    min_requests: Annotated[int, Field(ge=1)] = 50
+
+
+class LatencyGuard(Policy):
+    """The candidate's p99, in milliseconds."""
+
+    kind: Literal["latency"]
+    max_p99_ms: Positive
+    min_requests: Annotated[int, Field(ge=1)] = 50
+
+
+class PredictionShiftGuard(Policy):
+    """How far the candidate's answers lie from the champion's on the same requests.
+
+    ``max_mean`` bounds the mean difference, ``max_absolute`` the mean absolute difference, in
+    the answer's units (a probability, or the regression's target).
+    """
+
+    kind: Literal["prediction_shift"]
+    max_mean: Positive | None = None
+    max_absolute: Positive | None = None
+    min_requests: Annotated[int, Field(ge=1)] = 50
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.max_mean is None and self.max_absolute is None:
+            raise ValueError("a prediction_shift guard takes max_mean, max_absolute or both")
+        return self
+
+
+Guard = Annotated[ErrorRateGuard | LatencyGuard | PredictionShiftGuard, Field(discriminator="kind")]
+
+
+class Approval(Policy):
+    """Who must say yes in the Airflow UI before a candidate sees traffic."""
+
+    required: bool = True
+    expires: Duration = timedelta(hours=24)
+
+
+class Shadow(Policy):
+    """Score a candidate on live requests without answering with it."""
+
+    bake: Duration = timedelta(minutes=10)
+    min_requests: Annotated[int, Field(ge=1)] = 100
+
+
+class Step(Policy):
+    """One canary step: ``weight`` percent for at least ``bake`` and ``min_requests`` answers."""
+
+    weight: Annotated[float, Field(gt=0, le=100)]
+    bake: Duration = timedelta(minutes=10)
+    min_requests: Annotated[int, Field(ge=1)]
+
+
+class Rollout(Policy):
+    """The way onto live traffic. ``deadline`` ends a step whose evidence does not come: rolled back."""
+
+    shadow: Shadow | None = Shadow()
+    steps: tuple[Step, ...] = tuple(
+        Step(weight=weight, min_requests=minimum) for weight, minimum in ((5, 50), (25, 200), (50, 400), (100, 800))
+    )
+    deadline: Duration = timedelta(hours=2)
+
+    @model_validator(mode="after")
+    def _increasing(self) -> Self:
+        weights = [step.weight for step in self.steps]
+        if not weights:
+            raise ValueError("a rollout needs at least one step")
+        if any(later <= earlier for earlier, later in zip(weights, weights[1:], strict=False)):
+            raise ValueError(f"canary steps must increase, got {weights}")
+        if weights[-1] != 100:
+            raise ValueError(f"the last canary step must be 100, got {weights}")
+        return self
+
+
+class Drift(Policy):
+    """How drift is measured: one method and one threshold for every column, and how many may drift.
+
+    ``share`` is the share of the watched columns above which the data counts as drifted.
+    ``reference`` and ``current`` are the lengths of the two windows.
+    """
+
+    method: Literal["psi", "jensenshannon", "wasserstein", "ks"] = "psi"
+    threshold: Positive = 0.2
+    share: Annotated[float, Field(gt=0, le=1)] = 0.3
+    columns: tuple[str, ...] = Field((), description="the inputs to watch; empty: all of them")
+    min_rows: Annotated[int, Field(ge=2)] = 500
+    current: Duration = timedelta(days=7)
+
+
+class Monitoring(Policy):
+    drift: Drift = Drift()
+    schedule: str | None = Field(None, description="cron; unset: when triggered")
+
+
+class Retrain(Policy):
+    """What starts a training. ``cool_down`` keeps doubled drift events to one training."""
+
+    schedule: str | None = Field(None, description="cron; unset: none")
+    on_data: bool = True
+    on_drift: bool = True
+    cool_down: Duration = timedelta(hours=6)
+
+
+class Serving(Policy):
+    """Limits of the served model. ``timeout`` is how long a version may take before the champion answers."""
+
+    timeout: Duration = timedelta(milliseconds=250)
+    max_rows: Annotated[int, Field(ge=1)] = 1000
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_000_000
+
+
+class ModelSpec(Policy):
+    """One model's whole life. See README.md for a worked example."""
+
+    model: Name
+    task: Task
+    description: str = ""
+    owner: str = ""
+    data: Data
+    label: Label
+    recipe: Recipe = Recipe()
+    inputs: dict[str, Input]
+    features: Features | None = None
+    gates: tuple[Gate, ...]
+    approval: Approval = Approval()
+    rollout: Rollout = Rollout()
+    guards: tuple[Guard, ...] = (ErrorRateGuard(kind="error_rate", max=0.02),)
+    monitoring: Monitoring = Monitoring()
+    retrain: Retrain = Retrain()
+    serving: Serving = Serving()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_inputs(cls, values: Any) -> Any:
+        """``price: float`` is short for ``price: {type: float}``."""
+        if isinstance(values, dict) and isinstance(values.get("inputs"), dict):
+            inputs = {k: {"type": v} if isinstance(v, str) else v for k, v in values["inputs"].items()}
+            return {**values, "inputs": inputs}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not self.inputs:
+            raise ValueError("a model needs at least one input")
+        if not self.gates:
+            raise ValueError("a model without a gate cannot be judged: declare at least one under gates")
+        if not self.guards:
+            raise ValueError("no alarm configured: a rollout needs at least one guard with a minimum sample")
+        if self.label.name in self.inputs:
+            raise ValueError(f"label {self.label.name!r} is among the inputs: the model would be told the answer")
+        watched = set(self.monitoring.drift.columns) - set(self.inputs)
+        if watched:
+            raise ValueError(f"monitoring.drift.columns {sorted(watched)} are not inputs")
+        return self
+
+    @property
+    def recipe_module(self) -> str:
+        return self.recipe.module or f"include.{self.model}.recipe"
