@@ -6,6 +6,7 @@ written ``90s``, ``15m``, ``6h`` or ``14d``, and every default is here and nowhe
 
 from __future__ import annotations
 
+import itertools
 import re
 from datetime import timedelta
 from enum import StrEnum
@@ -280,7 +281,7 @@ class Rollout(Policy):
         weights = [step.weight for step in self.steps]
         if not weights:
             raise ValueError("a rollout needs at least one step")
-        if any(later <= earlier for earlier, later in zip(weights, weights[1:], strict=False)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(weights)):
             raise ValueError(f"canary steps must increase, got {weights}")
         if weights[-1] != 100:
             raise ValueError(f"the last canary step must be 100, got {weights}")
