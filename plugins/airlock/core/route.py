@@ -34,12 +34,14 @@ class Limits(BaseModel):
 
     ``max_error_rate`` is a share of requests; ``max_latency_ms`` bounds the p99;
     ``max_shift`` bounds the mean paired difference of the answers in the answer's units, and
-    ``max_disagreement`` the mean absolute one. Nothing is judged under ``min_requests``.
+    ``max_disagreement`` the mean absolute one. Errors and latency are not judged under
+    ``min_requests``, differences not under ``min_pairs``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_requests: Annotated[int, Field(ge=1)] = 50
+    min_pairs: Annotated[int, Field(ge=1)] = 50
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     max_error_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
     max_latency_ms: Annotated[float, Field(gt=0)] | None = None
