@@ -32,8 +32,9 @@ class Settings:
 
     @property
     def bentos(self) -> Path:
-        """Source of the gateway and of a version's Bento."""
-        return self.project / "bentos"
+        """Source of the gateway and of a version's Bento: the project's own, or what the package ships."""
+        own = self.project / "bentos"
+        return own if own.is_dir() else Path(__file__).parent / "_bentos"
 
     @property
     def airflow_home(self) -> Path:
