@@ -6,9 +6,11 @@ arrival: ``arrival = scheduled departure + scheduled block time + arrival delay`
 time is the difference of the two local times in the destination's own zone.
 
 A feature row at hour ``h`` holds only what was known at ``h``: departures from flights that had left,
-lateness from flights that had landed, and a weather observation of hour ``h`` counts from ``h + 1``,
-since it may have been made up to 59 minutes later. Slicing the whole year's rows by time therefore
-gives what computing them at that time would have given.
+lateness from flights that had landed. A flight counts in no row that its own question can meet, so
+one that left early does not tell on itself: hours are those that end strictly after the instant, and
+a departure counts from its scheduled time on. A weather observation of hour ``h`` counts from
+``h + 1``, since it may have been made up to 59 minutes later. Slicing the whole year's rows by time
+therefore gives what computing them at that time would have given.
 """
 
 from __future__ import annotations
@@ -244,9 +246,9 @@ def _prepare(source: Path, folder: Path) -> None:
         connection.register("planes_frame", planes)
         connection.execute(
             """CREATE TABLE flights AS SELECT *,
-                 ceil(epoch(sched_dep) / 3600)::BIGINT AS due_hour,
-                 ceil(epoch(departed) / 3600)::BIGINT AS departed_hour,
-                 ceil(epoch(arrival) / 3600)::BIGINT AS landed_hour
+                 (floor(epoch(sched_dep) / 3600) + 1)::BIGINT AS due_hour,
+                 (floor(epoch(greatest(departed, sched_dep)) / 3600) + 1)::BIGINT AS departed_hour,
+                 (floor(epoch(arrival) / 3600) + 1)::BIGINT AS landed_hour
                FROM flights_frame"""
         )
         queries = {name: _rolling_sql(rolling) for name, rolling in ROLLING.items()}
