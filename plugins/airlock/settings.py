@@ -10,6 +10,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+PORT_BASE = 8500
+"""First port of the embedded stack: Airflow; then MLflow (+1) and the gateway (+2)."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -96,8 +99,8 @@ def load() -> Settings:
     return Settings(
         project=project,
         home=home,
-        mlflow_url=os.environ.get("AIRLOCK_MLFLOW_URL", "http://127.0.0.1:8501"),
-        gateway_url=os.environ.get("AIRLOCK_GATEWAY_URL", "http://127.0.0.1:8502"),
-        airflow_url=os.environ.get("AIRLOCK_AIRFLOW_URL", "http://127.0.0.1:8500"),
+        mlflow_url=os.environ.get("AIRLOCK_MLFLOW_URL", f"http://127.0.0.1:{PORT_BASE + 1}"),
+        gateway_url=os.environ.get("AIRLOCK_GATEWAY_URL", f"http://127.0.0.1:{PORT_BASE + 2}"),
+        airflow_url=os.environ.get("AIRLOCK_AIRFLOW_URL", f"http://127.0.0.1:{PORT_BASE}"),
         ledger_url=os.environ.get("AIRLOCK_LEDGER_URL", f"sqlite:///{home / 'ledger.db'}"),
     )

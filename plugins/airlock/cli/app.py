@@ -1,0 +1,48 @@
+"""The verbs. Each module behind them is imported when its verb runs, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airlock.cli import stack
+from airlock.cli.output import interrupt_on_termination
+
+app = typer.Typer(
+    name="airlock",
+    help="Release machine-learning models through Airflow: gated, shadowed, in steps, rolled back by itself.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+
+@app.callback()
+def _everywhere(
+    home: Annotated[
+        Path | None, typer.Option(help="Where all state lies.", envvar="AIRLOCK_HOME", show_default=".airlock")
+    ] = None,
+    project: Annotated[
+        Path | None,
+        typer.Option(help="The project: dags/, include/.", envvar="AIRLOCK_PROJECT", show_default="this folder"),
+    ] = None,
+) -> None:
+    interrupt_on_termination()
+    if home is not None:
+        os.environ["AIRLOCK_HOME"] = str(home.resolve())
+    if project is not None:
+        os.environ["AIRLOCK_PROJECT"] = str(project.resolve())
+
+
+app.command(epilog="Example: airlock up --port-base 8600")(stack.up)
+app.command(epilog="Example: airlock down")(stack.down)
+app.command(epilog="Example: airlock status --json")(stack.status)
+
+
+def main() -> None:
+    """Entry point of the ``airlock`` command."""
+    app()

@@ -1,0 +1,89 @@
+"""``airlock up``, ``down`` and ``status``: the embedded stack."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airlock import settings
+from airlock.cli.output import AsJson, Exit, err, out, print_json, reported, undisturbed
+from airlock.settings import PORT_BASE
+
+if TYPE_CHECKING:
+    from airlock.stack import StackStatus
+
+_STATES = {
+    (True, True): "[green]healthy[/green]",
+    (True, False): "[yellow]no answer[/yellow]",
+    (False, False): "[red]ended[/red]",
+}
+PortBase = Annotated[
+    int,
+    typer.Option(min=1024, max=65000, help="First of the three ports: Airflow, MLflow (+1), gateway (+2)."),
+]
+
+
+def up(port_base: PortBase = PORT_BASE, as_json: AsJson = False) -> None:
+    """Start the embedded stack and wait until all of it is healthy. Already up: says so, and exits with 0."""
+    from airlock.stack import Stack
+
+    def progress(part: str, seconds: float) -> None:
+        err.print(f"  {part:<14} healthy {seconds:5.1f} s")
+
+    with reported():
+        stack = Stack(settings.load())
+        started = stack.up(port_base, progress=progress)
+        status = stack.status()
+        if as_json:
+            print_json({"started": started, **status.model_dump(mode="json")})
+            return
+        out.print("[green]up[/green]" if started else "already up")
+        _addresses(status)
+
+
+def down(as_json: AsJson = False) -> None:
+    """End every process of the embedded stack. Nothing is deleted."""
+    from airlock.stack import Stack
+
+    with reported(), undisturbed():
+        stopped = Stack(settings.load()).down()
+        if as_json:
+            print_json({"stopped": stopped})
+        else:
+            out.print("down" if stopped else "nothing was up")
+
+
+def status(as_json: AsJson = False) -> None:
+    """Tell what runs and whether it answers. Exits with 3 unless the whole stack is up."""
+    from airlock.stack import Stack
+
+    with reported():
+        found = Stack(settings.load()).status()
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            _table(found)
+        if not found.up:
+            raise typer.Exit(Exit.UNAVAILABLE)
+
+
+def _table(found: StackStatus) -> None:
+    from rich.table import Table
+
+    if not found.parts:
+        out.print(f"no stack is up in {found.home}; start one with: airlock up")
+        return
+    table = Table("part", "pid", "state", "log")
+    for part in found.parts:
+        table.add_row(part.name, str(part.pid or ""), _STATES[part.running, part.healthy], part.log)
+    out.print(table)
+    _addresses(found)
+    out.print(f"memory    {found.memory_mb:,.0f} MB")
+
+
+def _addresses(found: StackStatus) -> None:
+    for name, url in found.urls.items():
+        out.print(f"{name:<9} {url}")
+    if found.passwords:
+        out.print(f"users     admin, approver (passwords: {found.passwords})")

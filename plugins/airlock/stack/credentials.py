@@ -1,0 +1,60 @@
+"""Passwords and keys of one home, made at random on its first start and readable by their owner alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airlock.settings import Settings
+
+ADMIN = "admin"
+APPROVER = "approver"
+# The least role that Airflow lets answer a human-in-the-loop request is `user`; `op` also manages assets and pools.
+ROLES = {ADMIN: "admin", APPROVER: "user"}
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What the embedded Airflow signs with, and its users' passwords by name."""
+
+    jwt_secret: str = field(repr=False)
+    fernet_key: str = field(repr=False)
+    api_secret: str = field(repr=False)
+    passwords: dict[str, str] = field(repr=False)
+
+
+def passwords_file(settings: Settings) -> Path:
+    """The file in Airflow's own format: a JSON object of passwords by user name."""
+    return settings.stack / "airflow-passwords.json"
+
+
+def credentials(settings: Settings) -> Credentials:
+    """The home's credentials, generated where they are missing. Both files have mode 0600."""
+    keys = _read(settings.stack / "airflow-keys.json")
+    keys.setdefault("jwt_secret", secrets.token_urlsafe(48))
+    keys.setdefault("fernet_key", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode())
+    keys.setdefault("api_secret", secrets.token_urlsafe(32))
+    write_private(settings.stack / "airflow-keys.json", json.dumps(keys))
+    passwords = _read(passwords_file(settings))
+    for name in ROLES:
+        passwords.setdefault(name, secrets.token_urlsafe(18))
+    write_private(passwords_file(settings), json.dumps(passwords))
+    return Credentials(**keys, passwords=passwords)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _read(path: Path) -> dict[str, str]:
+    return dict(json.loads(path.read_text())) if path.exists() else {}

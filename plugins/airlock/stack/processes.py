@@ -1,0 +1,115 @@
+"""The operating system's side: starting a part, finding what belongs to a stack, ending it.
+
+Every process of a stack carries ``AIRLOCK_STACK_ID``, its children too, so that one that outlived
+its parent is still found.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from airlock.core.errors import Unavailable
+from airlock.stack.state import Process, StackState
+
+MARKER = "AIRLOCK_STACK_ID"
+_CLOCK_SLACK = 1.0
+
+
+def spawn(command: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path) -> subprocess.Popen[bytes]:
+    """Start a part in a session of its own, so that the terminal's Ctrl-C reaches its owner first."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def describe(pid: int) -> Process:
+    return Process(pid=pid, created=psutil.Process(pid).create_time())
+
+
+def alive(process: Process) -> bool:
+    """Whether this very process (not a later one with its number) still runs."""
+    try:
+        found = psutil.Process(process.pid)
+        same = abs(found.create_time() - process.created) < _CLOCK_SLACK
+        return bool(same and found.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def members(state: StackState) -> list[psutil.Process]:
+    """Every live process of a stack, by marker, by record and by session."""
+    roots = {process.pid for process in state.parts.values() if alive(process)}
+    return [process for process in psutil.process_iter() if _belongs(process, state.stack_id, roots)]
+
+
+def _belongs(process: psutil.Process, stack_id: str, roots: set[int]) -> bool:
+    if process.pid == os.getpid():
+        return False
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if process.pid in roots or process.environ().get(MARKER) == stack_id:
+            return True
+        return bool(roots) and os.getsid(process.pid) in roots
+    except (psutil.Error, OSError):
+        return False
+
+
+def end(state: StackState, *, grace: float, reap: Callable[[], None]) -> None:
+    """Ask every process of a stack to end, then end it by force. ``grace`` is in seconds.
+
+    Raises:
+        Unavailable: a process outlived SIGKILL (it hangs in the kernel).
+    """
+    asked: set[psutil.Process] = set()
+    deadline = time.monotonic() + grace
+    while left := members(state):
+        if time.monotonic() > deadline:
+            break
+        # A scheduler that stops waits for its tasks, so those are asked as well, and so are late children.
+        _signal((process for process in left if process not in asked), psutil.Process.terminate)
+        asked.update(left)
+        reap()
+        time.sleep(0.1)
+    deadline = time.monotonic() + 5
+    while left := members(state):
+        if time.monotonic() > deadline:
+            pids = ", ".join(str(process.pid) for process in left)
+            raise Unavailable(f"processes {pids} of the stack do not end; they hang in the operating system")
+        _signal(left, psutil.Process.kill)
+        reap()
+        time.sleep(0.05)
+    reap()
+
+
+def _signal(processes: Iterable[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        try:
+            send(process)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def memory_mb(processes: Iterable[psutil.Process]) -> float:
+    """Memory of processes in MB (10^6 bytes): shared pages counted once (PSS) where the system tells it."""
+    total = 0
+    for process in processes:
+        try:
+            full = process.memory_full_info()
+            total += getattr(full, "pss", 0) or full.rss
+        except psutil.Error:
+            continue
+    return total / 1e6
