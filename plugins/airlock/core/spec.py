@@ -36,6 +36,7 @@ Duration = Annotated[
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Metric = Literal["roc_auc", "pr_auc", "log_loss", "brier", "accuracy", "rmse", "mae", "r2"]
 
 
 class Policy(BaseModel):
@@ -47,6 +48,12 @@ class Policy(BaseModel):
 class Task(StrEnum):
     CLASSIFICATION = "classification"
     REGRESSION = "regression"
+
+
+METRICS: dict[Task, tuple[Metric, ...]] = {
+    Task.CLASSIFICATION: ("roc_auc", "pr_auc", "log_loss", "brier", "accuracy"),
+    Task.REGRESSION: ("rmse", "mae", "r2"),
+}
 
 
 class ColumnType(StrEnum):
@@ -128,19 +135,24 @@ class Features(Policy):
     request: dict[str, Input]
 
 
-class ThresholdGate(Policy):
-    """The candidate's metric on the evaluation rows must reach a bound, with its whole interval if asked."""
+class MetricBound(Policy):
+    """A metric that must reach ``min`` or stay within ``max``."""
 
-    kind: Literal["threshold"]
-    metric: str
+    metric: Metric
     min: float | None = None
     max: float | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if (self.min is None) == (self.max is None):
-            raise ValueError("a threshold gate takes exactly one of min and max")
+            raise ValueError("a gate on a metric takes exactly one of min and max")
         return self
+
+
+class ThresholdGate(MetricBound):
+    """The candidate's metric on the evaluation rows must reach a bound; its interval is reported."""
+
+    kind: Literal["threshold"]
 
 
 class NonInferiorityGate(Policy):
@@ -150,19 +162,16 @@ class NonInferiorityGate(Policy):
     """
 
     kind: Literal["non_inferiority"]
-    metric: str
+    metric: Metric
     margin: Annotated[float, Field(ge=0)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
 
 
-class SliceGate(Policy):
+class SliceGate(MetricBound):
     """The metric must reach a bound in every group of ``column`` that has ``min_rows``."""
 
     kind: Literal["slices"]
     column: str
-    metric: str
-    min: float | None = None
-    max: float | None = None
     min_rows: Annotated[int, Field(ge=1)] = 200
 
 
@@ -362,6 +371,10 @@ class ModelSpec(Policy):
             raise ValueError("a model without a gate cannot be judged: declare at least one under gates")
         if not self.guards:
             raise ValueError("no alarm configured: a rollout needs at least one guard with a minimum sample")
+        fitting = METRICS[self.task]
+        strange = {gate.metric for gate in self.gates if hasattr(gate, "metric")} - set(fitting)
+        if strange:
+            raise ValueError(f"metrics {sorted(strange)} do not fit a {self.task} (choose from {', '.join(fitting)})")
         if self.label.name in self.inputs:
             raise ValueError(f"label {self.label.name!r} is among the inputs: the model would be told the answer")
         watched = set(self.monitoring.drift.columns) - set(self.inputs)

@@ -1,0 +1,256 @@
+"""Metrics with their uncertainty, for judgements that are made once, on held-out rows.
+
+Labels are 0 or 1 (classification) or values (regression); scores are probabilities of 1 or values. Both
+are float arrays of shape (rows,). Every interval's bounds hold each with the given ``confidence``: at 0.95
+both together make a 90 % interval, and one alone is the bound of a one-sided test at 5 %.
+
+Sources:
+    DeLong, DeLong, Clarke-Pearson (1988), Comparing the areas under two or more correlated ROC curves.
+    Sun, Xu (2014), Fast implementation of DeLong's algorithm.
+    Wilson (1927), Probable inference, the law of succession, and statistical inference.
+    van der Vaart (1998), Asymptotic Statistics, chapters 3 (delta method) and 20 (influence functions).
+    Efron, Tibshirani (1993), An Introduction to the Bootstrap, chapter 13 (percentile interval).
+    Conover (1999), Practical Nonparametric Statistics, section 3.2 (quantiles by order statistics).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from airlock.core.sequential import Interval
+from airlock.core.spec import Metric
+
+Floats = npt.NDArray[np.float64]
+
+HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"roc_auc", "pr_auc", "accuracy", "r2"})
+
+_EPSILON = float(np.finfo(np.float32).eps)
+"""Probabilities are kept this far from 0 and 1 in the log loss: served scores are 32-bit, where 1 is often exact."""
+
+_RESAMPLES = 1000
+
+
+class TooFew(ValueError):
+    """The rows cannot carry the statistic: too few, or all of one class."""
+
+
+def deviate(confidence: float) -> float:
+    """Standard normal quantile: what one bound at ``confidence`` is multiplied with."""
+    return NormalDist().inv_cdf(confidence)
+
+
+def wilson(hits: int, n: int, confidence: float) -> Interval:
+    """Wilson's score interval of a share.
+
+    Raises:
+        TooFew: ``n`` is 0.
+    """
+    if n == 0:
+        raise TooFew("no observations")
+    z, share = deviate(confidence), hits / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def _midranks(values: Floats) -> Floats:
+    """Ranks from 1; ties share their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    ranks: Floats = (last - (counts - 1) / 2)[inverse]
+    return ranks
+
+
+def _classes(labels: Floats, at_least: int) -> npt.NDArray[np.bool_]:
+    positive: npt.NDArray[np.bool_] = labels == 1
+    found = int(positive.sum()), int((~positive).sum())
+    if min(found) < at_least:
+        raise TooFew(f"{found[0]} positive and {found[1]} negative rows; at least {at_least} of each are needed")
+    return positive
+
+
+def _placements(labels: Floats, scores: Floats) -> tuple[float, Floats, Floats]:
+    """The ROC AUC, and DeLong's structural components of the positive and of the negative rows."""
+    positive = _classes(labels, 2)
+    high, low = scores[positive], scores[~positive]
+    together = _midranks(np.concatenate([high, low]))
+    of_high = (together[: high.size] - _midranks(high)) / low.size
+    of_low = 1 - (together[high.size :] - _midranks(low)) / high.size
+    return float(of_high.mean()), of_high, of_low
+
+
+def roc_auc(labels: Floats, scores: Floats) -> float:
+    """Area under the ROC curve; tied scores count half.
+
+    Raises:
+        TooFew: fewer than two rows of a class.
+    """
+    return _placements(labels, scores)[0]
+
+
+def delong_interval(labels: Floats, scores: Floats, confidence: float) -> Interval:
+    """Interval of one ROC AUC (DeLong et al. 1988), cut to [0, 1].
+
+    Raises:
+        TooFew: fewer than two rows of a class.
+    """
+    auc, high, low = _placements(labels, scores)
+    half = deviate(confidence) * math.sqrt(high.var(ddof=1) / high.size + low.var(ddof=1) / low.size)
+    return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))
+
+
+def delong_paired(labels: Floats, candidate: Floats, reference: Floats, confidence: float) -> Interval:
+    """Interval of the candidate's ROC AUC minus the reference's on the same rows (DeLong et al. 1988).
+
+    Raises:
+        TooFew: fewer than two rows of a class.
+    """
+    auc, high, low = _placements(labels, candidate)
+    other, other_high, other_low = _placements(labels, reference)
+    high, low = high - other_high, low - other_low
+    half = deviate(confidence) * math.sqrt(high.var(ddof=1) / high.size + low.var(ddof=1) / low.size)
+    return Interval(auc - other, auc - other - half, auc - other + half)
+
+
+def _average_precision(labels: Floats, scores: Floats) -> Callable[[Floats], float]:
+    """Average precision as a function of the rows' weights; sorted once."""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    positive = labels[order]
+
+    def of(weights: Floats) -> float:
+        ordered = weights[order]
+        hits, seen = np.cumsum(ordered * positive)[ends], np.cumsum(ordered)[ends]
+        if hits[-1] == 0:
+            return 0.0
+        precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+        return float(np.sum(np.diff(hits, prepend=0.0) * precision) / hits[-1])
+
+    return of
+
+
+def bootstrap(statistic: Callable[[Floats], float], rows: int, confidence: float, *, seed: int = 0) -> Interval:
+    """Percentile interval of a statistic of row weights; rows are drawn with replacement, seeded."""
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(np.bincount(rng.integers(0, rows, rows), minlength=rows).astype(np.float64))
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.quantile(drawn, [1 - confidence, confidence])
+    return Interval(statistic(np.ones(rows)), float(low), float(high))
+
+
+def _log_losses(labels: Floats, scores: Floats) -> Floats:
+    clipped = np.clip(scores, _EPSILON, 1 - _EPSILON)
+    losses: Floats = -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
+    return losses
+
+
+def _estimate(metric: Metric, labels: Floats, scores: Floats, threshold: float) -> tuple[float, Floats]:
+    """A metric and each row's influence on it, so that its variance is that of a mean (delta method)."""
+    squares = (scores - labels) ** 2
+    mean_square = float(squares.mean())
+    match metric:
+        case "log_loss":
+            rows = _log_losses(labels, scores)
+        case "brier":
+            rows = squares
+        case "accuracy":
+            rows = ((scores >= threshold) == (labels == 1)).astype(np.float64)
+        case "mae":
+            rows = np.abs(scores - labels)
+        case "rmse":
+            root = math.sqrt(mean_square)
+            return root, (squares - mean_square) / (2 * root) if root else np.zeros_like(squares)
+        case "r2":
+            around = (labels - labels.mean()) ** 2
+            variance = float(around.mean())
+            if variance == 0:
+                raise TooFew("all labels are equal: there is nothing to explain")
+            return 1 - mean_square / variance, (mean_square * around / variance - squares) / variance
+        case _:
+            raise ValueError(f"{metric} is not a mean over rows")
+    mean = float(rows.mean())
+    return mean, rows - mean
+
+
+def _around(estimate: float, influence: Floats, confidence: float) -> Interval:
+    if influence.size < 2:
+        raise TooFew(f"{influence.size} rows; at least 2 are needed")
+    half = deviate(confidence) * float(influence.std(ddof=1)) / math.sqrt(influence.size)
+    return Interval(estimate, estimate - half, estimate + half)
+
+
+def metric_interval(
+    metric: Metric, labels: Floats, scores: Floats, *, confidence: float = 0.95, threshold: float = 0.5
+) -> Interval:
+    """A metric with its interval, in the metric's units; ``threshold`` turns probabilities into decisions.
+
+    Raises:
+        TooFew: the rows cannot carry the metric.
+    """
+    if labels.size == 0:
+        raise TooFew("no rows")
+    match metric:
+        case "roc_auc":
+            return delong_interval(labels, scores, confidence)
+        case "pr_auc":
+            _classes(labels, 2)
+            return bootstrap(_average_precision(labels, scores), labels.size, confidence)
+        case "accuracy":
+            right = int(np.sum((scores >= threshold) == (labels == 1)))
+            return wilson(right, labels.size, confidence)
+    return _around(*_estimate(metric, labels, scores, threshold), confidence)
+
+
+def metric_gain(
+    metric: Metric,
+    labels: Floats,
+    candidate: Floats,
+    reference: Floats,
+    *,
+    confidence: float = 0.95,
+    threshold: float = 0.5,
+) -> Interval:
+    """How much better the candidate is than the reference on the same rows; above 0 is better for every metric.
+
+    Paired: what both get wrong alike cancels out. ROC AUC by DeLong, PR AUC by a paired bootstrap,
+    the others by the normal approximation of the rows' differences.
+
+    Raises:
+        TooFew: the rows cannot carry the metric.
+    """
+    if labels.size == 0:
+        raise TooFew("no rows")
+    match metric:
+        case "roc_auc":
+            return delong_paired(labels, candidate, reference, confidence)
+        case "pr_auc":
+            _classes(labels, 2)
+            mine, theirs = _average_precision(labels, candidate), _average_precision(labels, reference)
+            return bootstrap(lambda weights: mine(weights) - theirs(weights), labels.size, confidence)
+    mean, influence = _estimate(metric, labels, candidate, threshold)
+    other, other_influence = _estimate(metric, labels, reference, threshold)
+    sign = 1 if metric in HIGHER_IS_BETTER else -1
+    return _around(sign * (mean - other), sign * (influence - other_influence), confidence)
+
+
+def quantile_interval(values: Floats, q: float, *, confidence: float = 0.95) -> Interval:
+    """A quantile and its interval by order statistics (Conover 1999), whatever the distribution.
+
+    Raises:
+        TooFew: too few values for one to be expected above the quantile.
+    """
+    n = values.size
+    if n * (1 - q) < 1 - 1e-9:
+        raise TooFew(f"{n} measurements; the {q:.0%} quantile needs at least {math.ceil(1 / (1 - q) - 1e-9)}")
+    ordered = np.sort(values)
+    spread = deviate(confidence) * math.sqrt(n * q * (1 - q))
+    places = [math.ceil(n * q), math.floor(n * q - spread), math.ceil(n * q + spread) + 1]
+    estimate, low, high = (float(ordered[min(max(place, 1), n) - 1]) for place in places)
+    return Interval(estimate, low, high)
