@@ -258,6 +258,9 @@ class Approval(Policy):
     """Who must say yes in the Airflow UI before a candidate sees traffic."""
 
     required: bool = True
+    approvers: tuple[str, ...] = Field(
+        (), description="Airflow user names that may answer; empty: whoever may edit the DAG"
+    )
     expires: Duration = timedelta(hours=24)
 
 
