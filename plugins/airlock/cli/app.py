@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airlock.cli import stack
+from airlock.cli import models, spec, stack
 from airlock.cli.output import interrupt_on_termination
 
 app = typer.Typer(
@@ -41,6 +41,14 @@ def _everywhere(
 app.command(epilog="Example: airlock up --port-base 8600")(stack.up)
 app.command(epilog="Example: airlock down")(stack.down)
 app.command(epilog="Example: airlock status --json")(stack.status)
+app.add_typer(spec.app, name="spec")
+app.command(epilog="Example: airlock train flight_delay --until 2013-03-31 --trials 10")(models.train)
+app.command(epilog="Example: airlock release flight_delay --version 3")(models.release)
+app.command(epilog='Example: airlock approve flight_delay --comment "looks right"')(models.approve)
+app.command(epilog='Example: airlock reject flight_delay --comment "too many inputs changed"')(models.reject)
+app.command(epilog='Example: airlock rollback flight_delay --to 1 --reason "complaints"')(models.rollback)
+app.command(epilog="Example: airlock monitor flight_delay --until 2013-07-01")(models.monitor)
+app.command(epilog="Example: airlock history flight_delay --json")(models.history)
 
 
 def main() -> None:

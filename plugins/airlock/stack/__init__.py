@@ -6,7 +6,7 @@ stack.status()  # what runs, and whether it answers
 stack.down()    # nothing of it is left
 """
 
-from airlock.stack.credentials import ADMIN, APPROVER, passwords_file
+from airlock.stack.credentials import ADMIN, APPROVER, password_of, passwords_file
 from airlock.stack.embedded import PartStatus, Stack, StackStatus, watch_memory
 from airlock.stack.ports import Ports, PortTaken
 from airlock.stack.state import settings_of
@@ -19,6 +19,7 @@ __all__ = [
     "Ports",
     "Stack",
     "StackStatus",
+    "password_of",
     "passwords_file",
     "settings_of",
     "watch_memory",

@@ -9,6 +9,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from airlock.core.errors import Unavailable
 from airlock.settings import Settings
 
 ADMIN = "admin"
@@ -44,6 +45,18 @@ def credentials(settings: Settings) -> Credentials:
         passwords.setdefault(name, secrets.token_urlsafe(18))
     write_private(passwords_file(settings), json.dumps(passwords))
     return Credentials(**keys, passwords=passwords)
+
+
+def password_of(settings: Settings, user: str) -> str:
+    """The password of one of the embedded Airflow's users.
+
+    Raises:
+        Unavailable: no stack was ever started in this home.
+    """
+    try:
+        return _read(passwords_file(settings))[user]
+    except KeyError:
+        raise Unavailable(f"no stack was started in {settings.home}; start one with: airlock up") from None
 
 
 def write_private(path: Path, text: str) -> None:

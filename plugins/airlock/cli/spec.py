@@ -1,0 +1,76 @@
+"""``airlock spec``: check, describe and show model specs. Needs no Airflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airlock import settings
+from airlock.cli.output import AsJson, Exit, err, out, print_json, reported
+
+app = typer.Typer(help="Check, describe and show model specs. Needs no Airflow.", no_args_is_help=True)
+
+
+@app.command(epilog="Example: airlock spec lint dags/models/flight_delay.yaml")
+def lint(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(help="Spec files; default: all of dags/models/.", metavar="[FILE]...")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check specs. Exits with 1 if one cannot be used, telling the file, the line and the closest name."""
+    from airlock.core.errors import SpecError
+    from airlock.specs import load_spec
+
+    with reported():
+        found = paths or sorted(settings.load().specs.glob("*.yaml"))
+        errors: dict[str, str] = {}
+        for path in found:
+            try:
+                load_spec(path)
+            except SpecError as error:
+                errors[str(path)] = str(error)
+        if as_json:
+            print_json({"ok": not errors, "checked": [str(path) for path in found], "errors": errors})
+        else:
+            for message in errors.values():
+                err.print(message, markup=False, style="red")
+            out.print(f"{len(found)} checked, {len(errors)} in error")
+        if errors:
+            raise typer.Exit(Exit.FAILED)
+
+
+@app.command(epilog="Example: airlock spec schema --out docs/spec.schema.json")
+def schema(
+    to: Annotated[Path | None, typer.Option("--out", help="Write it here instead of printing it.")] = None,
+) -> None:
+    """Print the JSON schema of a spec, for editors."""
+    import json
+
+    from airlock.specs import schema as spec_schema
+
+    with reported():
+        document = spec_schema()
+        if to is None:
+            print_json(document)
+        else:
+            to.write_text(json.dumps(document, indent=2) + "\n")
+
+
+@app.command(epilog="Example: airlock spec show flight_delay --json")
+def show(
+    model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")], as_json: AsJson = False
+) -> None:
+    """Show a spec as it is understood, with every default filled in."""
+    import yaml
+
+    from airlock import specs
+
+    with reported():
+        document = specs.find(settings.load(), model).model_dump(mode="json")
+        if as_json:
+            print_json(document)
+        else:
+            out.print(yaml.safe_dump(document, sort_keys=False), markup=False, end="")
