@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _DURATION = r"^(\d+(?:\.\d+)?)([smhd])$"
@@ -27,12 +28,28 @@ def _duration(value: object) -> object:
     return timedelta(**{_UNITS[match[2]]: float(match[1])})
 
 
+def written(value: timedelta) -> str:
+    """A duration as a spec writes it: exact, in the largest unit that fits."""
+    for unit, name in reversed(_UNITS.items()):
+        count, rest = divmod(value, timedelta(**{name: 1}))
+        if not rest and (count or unit == "s"):
+            return f"{count}{unit}"
+    return f"{value.total_seconds():.6f}".rstrip("0") + "s"
+
+
 Duration = Annotated[
     timedelta,
     BeforeValidator(_duration),
-    PlainSerializer(lambda value: f"{value.total_seconds():g}s", return_type=str),
+    PlainSerializer(written, return_type=str),
     WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90s", "6h", "14d"]}),
 ]
+
+
+def refused(at: str, message: str) -> PydanticCustomError:
+    """An error of a whole document that says which part of it is to blame: a dotted path."""
+    return PydanticCustomError("refused", "{message}", {"message": message, "at": at})
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -42,7 +59,20 @@ Metric = Literal["roc_auc", "pr_auc", "log_loss", "brier", "accuracy", "rmse", "
 class Policy(BaseModel):
     """Base of every part of a spec."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Range(Policy):
+    """Values between ``min`` and ``max``, both allowed."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
 
 
 class Task(StrEnum):
@@ -64,12 +94,10 @@ class ColumnType(StrEnum):
     TIMESTAMP = "timestamp"
 
 
-class Column(Policy):
+class Column(Range):
     """What one column of a table must look like. ``max_missing`` is a share of the rows."""
 
     type: ColumnType
-    min: float | None = None
-    max: float | None = None
     values: tuple[str, ...] | None = None
     max_missing: Share = 0.0
     unique: bool = False
@@ -113,14 +141,23 @@ class Recipe(Policy):
     params: dict[str, Any] = {}
 
 
-class Input(Policy):
+InputType = Literal["float", "int", "string"]
+
+
+class Input(Range):
     """One input of the model, by name. Bounds and ``values`` are what a request may carry."""
 
-    type: Literal["float", "int", "string"]
+    type: InputType
     nullable: bool = False
-    min: float | None = None
-    max: float | None = None
     values: tuple[str, ...] | None = Field(None, description="the categories that a request may name; unset: any")
+
+
+def _written_out(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+ShortInput = Annotated[Input, BeforeValidator(_written_out, json_schema_input_type=InputType | Input)]
+"""``price: float`` is short for ``price: {type: float}``."""
 
 
 class Features(Policy):
@@ -132,7 +169,7 @@ class Features(Policy):
 
     service: str
     entities: tuple[str, ...]
-    request: dict[str, Input]
+    request: dict[str, ShortInput]
 
 
 class MetricBound(Policy):
@@ -347,7 +384,7 @@ class ModelSpec(Policy):
     data: Data
     label: Label
     recipe: Recipe = Recipe()
-    inputs: dict[str, Input]
+    inputs: dict[str, ShortInput]
     features: Features | None = None
     gates: tuple[Gate, ...]
     approval: Approval = Approval()
@@ -357,32 +394,24 @@ class ModelSpec(Policy):
     retrain: Retrain = Retrain()
     serving: Serving = Serving()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _short_inputs(cls, values: Any) -> Any:
-        """``price: float`` is short for ``price: {type: float}``."""
-        if isinstance(values, dict) and isinstance(values.get("inputs"), dict):
-            inputs = {k: {"type": v} if isinstance(v, str) else v for k, v in values["inputs"].items()}
-            return {**values, "inputs": inputs}
-        return values
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.inputs:
-            raise ValueError("a model needs at least one input")
+            raise refused("inputs", "a model needs at least one input")
         if not self.gates:
-            raise ValueError("a model without a gate cannot be judged: declare at least one under gates")
+            raise refused("gates", "a model without a gate cannot be judged: declare at least one")
         if not self.guards:
-            raise ValueError("no alarm configured: a rollout needs at least one guard with a minimum sample")
+            raise refused("guards", "no alarm configured: a rollout needs at least one guard with a minimum sample")
         fitting = METRICS[self.task]
-        strange = {gate.metric for gate in self.gates if hasattr(gate, "metric")} - set(fitting)
-        if strange:
-            raise ValueError(f"metrics {sorted(strange)} do not fit a {self.task} (choose from {', '.join(fitting)})")
+        for index, gate in enumerate(self.gates):
+            if isinstance(gate, MetricBound | NonInferiorityGate) and gate.metric not in fitting:
+                message = f"{gate.metric} does not fit a {self.task}; choose from {', '.join(fitting)}"
+                raise refused(f"gates.{index}.metric", message)
         if self.label.name in self.inputs:
-            raise ValueError(f"label {self.label.name!r} is among the inputs: the model would be told the answer")
-        watched = set(self.monitoring.drift.columns) - set(self.inputs)
-        if watched:
-            raise ValueError(f"monitoring.drift.columns {sorted(watched)} are not inputs")
+            message = f"label {self.label.name!r} is among the inputs: the model would be told the answer"
+            raise refused(f"inputs.{self.label.name}", message)
+        if unknown := sorted(set(self.monitoring.drift.columns) - set(self.inputs)):
+            raise refused("monitoring.drift.columns", f"{unknown} are not inputs")
         return self
 
     @property
