@@ -1,0 +1,7 @@
+"""Five Airflow DAGs for each model spec in dags/models: train, release, monitor, rollback and score."""
+
+from pathlib import Path
+
+from airlock.dag_builder import build_dags
+
+globals().update(build_dags(Path(__file__).parent / "models"))

@@ -1,0 +1,36 @@
+"""The assets that connect a model's DAGs. Nothing else knows their names."""
+
+from __future__ import annotations
+
+from airflow.sdk import Asset
+
+SCHEME = "airlock"
+
+
+def candidate(model: str) -> Asset:
+    """A version passed its gates. Event: ``{"version": "3", "skip_shadow": false}``."""
+    return _asset(model, "candidate")
+
+
+def champion(model: str) -> Asset:
+    """Another version holds production. Event: ``{"version": "3"}``."""
+    return _asset(model, "champion")
+
+
+def data(model: str) -> Asset:
+    """There is new data to train on; whoever brings it sends the event, ``{"until": <ISO time>}``."""
+    return _asset(model, "data")
+
+
+def drift(model: str) -> Asset:
+    """The data drifted. Event: ``{"until": <ISO time>, "reason": <in words>}``."""
+    return _asset(model, "drift")
+
+
+def scores(model: str) -> Asset:
+    """A partition was scored. Event: ``{"partition": ..., "path": ...}``."""
+    return _asset(model, "scores")
+
+
+def _asset(model: str, what: str) -> Asset:
+    return Asset(name=f"{model}_{what}", uri=f"{SCHEME}://{model}/{what}", group=SCHEME)

@@ -1,0 +1,1 @@
+"""Hooks: the only place that turns an Airflow connection into a client."""

@@ -1,0 +1,31 @@
+"""The MLflow server that tracks runs and registers versions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airlock.hooks.url import UrlHook
+
+if TYPE_CHECKING:
+    from airlock.steps.registry import Registry
+
+
+class RegistryHook(UrlHook):
+    """The model registry. Connection: the MLflow server's URL as host."""
+
+    conn_name_attr = "mlflow_conn_id"
+    default_conn_name = "airlock_mlflow"
+    conn_type = "airlock_mlflow"
+    hook_name = "Airlock MLflow"
+
+    def __init__(self, mlflow_conn_id: str = default_conn_name) -> None:
+        super().__init__(mlflow_conn_id)
+
+    def get_conn(self) -> Registry:
+        from airlock.steps.registry import Registry
+
+        return Registry(self.url)
+
+    def run_url(self, run_id: str) -> str:
+        """The page of a run in the MLflow UI."""
+        return f"{self.url}/#/runs/{run_id}"

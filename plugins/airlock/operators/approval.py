@@ -1,0 +1,110 @@
+"""Ask a person whether a version may see traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from airflow.providers.standard.exceptions import HITLRejectException
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import BaseOperatorLink, Context, Param
+from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowFailException
+
+from airlock.core.refs import VersionRef
+from airlock.core.release import Release
+from airlock.core.verdict import Verdict
+from airlock.operators.base import refusals_are_final
+from airlock.operators.links import MlflowRunLink
+from airlock.operators.release import ReleaseOperator
+
+
+class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
+    """Show the gates' verdicts in the Airflow UI and wait for Approve or Reject.
+
+    A rejection, or no answer within ``response_timeout``, ends the release and fails the task.
+    While it waits, the task takes no worker.
+
+    :param approvers: user names that may answer; empty: whoever may edit the DAG
+    """
+
+    template_fields = ("release",)
+    operator_extra_links: Collection[BaseOperatorLink] = (MlflowRunLink(),)
+
+    def __init__(self, *, approvers: Sequence[str] = (), params: ParamsDict | None = None, **kwargs: Any) -> None:
+        form = ParamsDict() if params is None else params
+        comment = Param("", type="string", title="Comment", description="Kept in the ledger.", source="task")
+        form.update({"comment": comment})
+        super().__init__(
+            subject=f"May a new version of {kwargs.get('model')} see traffic?",
+            fail_on_reject=True,
+            assigned_users=[{"id": name, "name": name} for name in approvers] or None,
+            params=form,
+            **kwargs,
+        )
+
+    @refusals_are_final
+    def execute(self, context: Context) -> None:
+        registry = self.registry_hook.get_conn()
+        release = self.control.ledger.release(self.release_id)
+        version = registry.version(self.model, release.version)
+        run_url = self.registry_hook.run_url(version.run_id)
+        self.links[MlflowRunLink().name] = run_url
+        self.subject = f"May {self.model} version {release.version} see traffic?"
+        self.body = evidence(release, version, registry.verdicts(version), run_url)
+        ApprovalOperator.execute(self, context)
+
+    @refusals_are_final
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Keep the answer, with who gave it, in the ledger."""
+        if "error" in event:
+            reason = f"no answer within {self.response_timeout}"
+            self.control.reject(self.release_id, actor="airflow", reason=reason)
+            raise AirflowFailException(f"{self.model}: {reason}")
+        actor = _name(event.get("responded_by_user"))
+        comment = (event.get("params_input") or {}).get("comment") or "no comment"
+        try:
+            answer = ApprovalOperator.execute_complete(self, context, event)
+        except HITLRejectException as rejected:
+            self.control.reject(self.release_id, actor=actor, reason=comment)
+            raise AirflowFailException(f"{self.model}: rejected by {actor}: {comment}") from rejected
+        self.control.approve(self.release_id, actor=actor, reason=comment)
+        return answer
+
+
+def evidence(release: Release, version: VersionRef, verdicts: Iterable[Verdict], run_url: str) -> str:
+    """What a person needs for the answer, in Markdown."""
+    against = f"champion version {release.champion}" if release.champion else "no champion yet"
+    rows = [
+        f"| {verdict.name} | {verdict.status} | {_number(verdict.estimate)} | {_interval(verdict)} "
+        f"| {_number(verdict.threshold)} | {_cell(verdict.reason)} |"
+        for verdict in verdicts
+    ]
+    return "\n".join(
+        [
+            f"**{release.model} version {version.version}**, judged against {against}. [MLflow run]({run_url})",
+            "",
+            "| gate | verdict | estimate | interval | bound | reason |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+        ]
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _interval(verdict: Verdict) -> str:
+    return "" if verdict.low is None and verdict.high is None else f"{_number(verdict.low)} to {_number(verdict.high)}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _name(user: Mapping[str, str] | Any) -> str:
+    """The name of whoever answered; Airflow hands it over as a mapping or as an object."""
+    if user is None:
+        return "airflow"
+    return str(user["name"] if isinstance(user, Mapping) else user.name)

@@ -1,0 +1,128 @@
+"""What every release action shares: the model's spec, the settings, and when not to try again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from airflow.sdk import BaseOperator, Context
+from airflow.sdk.exceptions import AirflowFailException
+
+from airlock import settings, specs
+from airlock.control import ReleaseControl
+from airlock.core.errors import AirlockError, Conflict, Unavailable
+from airlock.core.spec import ModelSpec
+from airlock.hooks.gateway import GatewayHook
+from airlock.hooks.ledger import LedgerHook
+from airlock.hooks.registry import RegistryHook
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class ModelOperator(BaseOperator):
+    """A step in one model's life.
+
+    :param model: name of the model; its spec is ``dags/models/<model>.yaml``
+    :param gateway_conn_id: connection of the gateway
+    :param ledger_conn_id: connection of the ledger
+    :param mlflow_conn_id: connection of the MLflow server
+    """
+
+    ui_color = "#e8f1fb"
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        gateway_conn_id: str = GatewayHook.default_conn_name,
+        ledger_conn_id: str = LedgerHook.default_conn_name,
+        mlflow_conn_id: str = RegistryHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.model = model
+        self.gateway_conn_id = gateway_conn_id
+        self.ledger_conn_id = ledger_conn_id
+        self.mlflow_conn_id = mlflow_conn_id
+        self.links: dict[str, str] = {}
+
+    @property
+    def output(self) -> Any:
+        """The result, as an argument for a later step: Airflow resolves it before that one runs."""
+        return super().output
+
+    @cached_property
+    def gateway_hook(self) -> GatewayHook:
+        return GatewayHook(self.gateway_conn_id)
+
+    @cached_property
+    def ledger_hook(self) -> LedgerHook:
+        return LedgerHook(self.ledger_conn_id)
+
+    @cached_property
+    def registry_hook(self) -> RegistryHook:
+        return RegistryHook(self.mlflow_conn_id)
+
+    @cached_property
+    def settings(self) -> settings.Settings:
+        """Paths from the environment, URLs from the connections."""
+        return dataclasses.replace(
+            settings.load(),
+            gateway_url=self.gateway_hook.url,
+            ledger_url=self.ledger_hook.url,
+            mlflow_url=self.registry_hook.url,
+        )
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        return specs.find(self.settings, self.model)
+
+    @cached_property
+    def control(self) -> ReleaseControl:
+        aliases = self.registry_hook.get_conn()
+        return ReleaseControl(self.spec, self.settings, self.ledger_hook.get_conn(), aliases=aliases)
+
+
+def refusals_are_final(
+    execute: Callable[Concatenate[T, P], R],
+) -> Callable[Concatenate[T, P], R]:
+    """Fail the task without a retry when the answer would be the same again.
+
+    A part of the stack that does not answer, and a lost race, are worth another try.
+    """
+
+    @functools.wraps(execute)
+    def wrapper(self: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return execute(self, *args, **kwargs)
+        except (Unavailable, Conflict):
+            raise
+        except AirlockError as error:
+            raise AirflowFailException(str(error)) from error
+
+    return wrapper
+
+
+def run_key(context: Context) -> str:
+    """The DAG run's id as a folder name: what is done twice in a run is done under the same key."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context["run_id"])
+
+
+def actor(context: Context) -> str:
+    """Who started the run: a user's name, or the DAG."""
+    return context["dag_run"].triggering_user_name or f"dag {context['dag_run'].dag_id}"
+
+
+def triggering_extra(context: Context) -> Mapping[str, Any]:
+    """What the asset events that started the run say, the newest last and on top; empty for other runs."""
+    events = [event for events in context["triggering_asset_events"].values() for event in events]
+    merged: dict[str, Any] = {}
+    for event in sorted(events, key=lambda event: event.timestamp):
+        merged |= event.extra or {}
+    return merged

@@ -1,0 +1,38 @@
+"""Give production back to an earlier version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import Context
+
+from airlock.operators.base import ModelOperator, actor, refusals_are_final
+from airlock.operators.links import GatewayLink
+
+
+class RollbackOperator(ModelOperator):
+    """Route all traffic to an earlier good version and take back a release that is on its way.
+
+    It needs the ledger and the version's verified files alone; MLflow may be down.
+
+    :param to: a version that was promoted before; None: the one before the champion
+    :param reason: why, in words, for the ledger
+    :return: the generation, champion and reason of the new route
+    """
+
+    template_fields = ("to", "reason")
+    operator_extra_links = (GatewayLink(),)
+
+    def __init__(self, *, to: str | None = None, reason: str = "rolled back by hand", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.to = to
+        self.reason = reason
+
+    @refusals_are_final
+    def execute(self, context: Context) -> dict[str, Any]:
+        self.links[GatewayLink().name] = self.settings.gateway_url
+        route = self.control.roll_back_model(self.to or None, actor=actor(context), reason=self.reason)
+        for outlet in self.outlets:
+            context["outlet_events"][outlet].extra = {"version": route.champion, "reason": route.reason}
+        self.log.info("Generation %s: %s", route.generation, route.reason)
+        return {"generation": route.generation, "champion": route.champion, "reason": route.reason}

@@ -1,0 +1,1 @@
+"""Sensors: they look once, and wait without a worker only when they have to."""

@@ -1,0 +1,1 @@
+"""Triggers: they look at the gateway without a worker, and write nothing."""
