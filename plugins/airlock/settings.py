@@ -61,9 +61,19 @@ class Settings:
         return self.home / "snapshots"
 
     @property
+    def quarantine(self) -> Path:
+        """Snapshots that broke a rule, with the verdict that says which."""
+        return self.home / "quarantine"
+
+    @property
     def runs(self) -> Path:
         """Scratch of each training run; safe to delete when no run is going."""
         return self.home / "runs"
+
+    @property
+    def bundles(self) -> Path:
+        """Verified bundles of registered versions, by model and digest."""
+        return self.home / "bundles"
 
     @property
     def predictions(self) -> Path:

@@ -53,7 +53,7 @@ def load_recipe(spec: ModelSpec, settings: Settings) -> RecipeModule:
         ) from error
     if missing := [function for function in _FUNCTIONS if not callable(getattr(module, function, None))]:
         raise SpecError(f"{spec.model}: recipe {name} ({module.__file__}) does not define {', '.join(missing)}")
-    return cast(RecipeModule, module)
+    return cast("RecipeModule", module)
 
 
 def _import(name: str, project: Path) -> ModuleType:

@@ -72,12 +72,12 @@ def freeze(
         raise DataInvalid(f"{spec.model}: until {until.isoformat()} has no time zone; give one, such as {until}+00:00")
     options = dict(options or {})
     frames = load_recipe(spec, settings).load(until, **options)
-    tables = {name: _to_arrow(spec, name, frame) for name, frame in frames.items()}
+    tables = {name: to_arrow(spec, name, frame) for name, frame in frames.items()}
     until = (until or _newest(spec, tables)).astimezone(UTC)
     tables[spec.data.table] = _events(spec, tables, until)
     for name, table in tables.items():
         _refuse_future(spec, name, table, until)
-    notes = {name: dict(frame.attrs) for name, frame in frames.items()}
+    notes = {name: {str(key): value for key, value in frame.attrs.items()} for name, frame in frames.items()}
     return _write(spec, settings, tables, until=until, options=options, notes=notes)
 
 
@@ -122,38 +122,16 @@ def read_table(snapshot: SnapshotRef, table: str) -> pd.DataFrame:
     """One table of a snapshot."""
     import pyarrow.parquet as pq
 
-    return pq.read_table(table_path(snapshot, table)).to_pandas()
+    frame: pd.DataFrame = pq.read_table(table_path(snapshot, table)).to_pandas()
+    return frame
 
 
-def changes(old: SnapshotManifest, new: SnapshotManifest) -> list[str]:
-    """What differs between two snapshots, in words; empty if their content is the same."""
-    said = []
-    if old.options != new.options:
-        said.append(f"loaded with options {new.options} instead of {old.options}")
-    for name in sorted(old.tables.keys() - new.tables.keys()):
-        said.append(f"table {name} is gone")
-    for name in sorted(new.tables.keys() - old.tables.keys()):
-        said.append(f"table {name} is new ({new.tables[name].rows:,} rows)")
-    for name in sorted(old.tables.keys() & new.tables.keys()):
-        said += _table_changes(name, old.tables[name], new.tables[name])
-    return said
+def to_arrow(spec: ModelSpec, name: str, frame: pd.DataFrame) -> pa.Table:
+    """A table with its timestamps in UTC microseconds, as every tool of the chain can read them.
 
-
-def _table_changes(name: str, old: FrozenTable, new: FrozenTable) -> list[str]:
-    said = [f"{name}.{column} is gone" for column in old.columns if column not in new.columns]
-    for column, kind in new.columns.items():
-        if column not in old.columns:
-            said.append(f"{name}.{column} is new ({kind})")
-        elif old.columns[column] != kind:
-            said.append(f"{name}.{column} is {kind}, was {old.columns[column]}")
-    if old.rows != new.rows:
-        said.append(f"{name} has {new.rows:,} rows, had {old.rows:,} ({new.rows - old.rows:+,})")
-    elif old.digest != new.digest and not said:
-        said.append(f"{name} has other values in the same {new.rows:,} rows")
-    return said
-
-
-def _to_arrow(spec: ModelSpec, name: str, frame: pd.DataFrame) -> pa.Table:
+    Raises:
+        DataInvalid: a column mixes types or holds naive timestamps.
+    """
     import pyarrow as pa
 
     arrays: dict[str, pa.ChunkedArray] = {}
@@ -176,15 +154,45 @@ def _to_arrow(spec: ModelSpec, name: str, frame: pd.DataFrame) -> pa.Table:
     return pa.table(arrays)
 
 
+def changes(old: SnapshotManifest, new: SnapshotManifest) -> list[str]:
+    """What differs between two snapshots, in words; empty if their content is the same."""
+    said = []
+    if old.options != new.options:
+        said.append(f"loaded with options {new.options} instead of {old.options}")
+    said += [f"table {name} is gone" for name in sorted(old.tables.keys() - new.tables.keys())]
+    added = sorted(new.tables.keys() - old.tables.keys())
+    said += [f"table {name} is new ({new.tables[name].rows:,} rows)" for name in added]
+    for name in sorted(old.tables.keys() & new.tables.keys()):
+        said += _table_changes(name, old.tables[name], new.tables[name])
+    return said
+
+
+def _table_changes(name: str, old: FrozenTable, new: FrozenTable) -> list[str]:
+    said = [f"{name}.{column} is gone" for column in old.columns if column not in new.columns]
+    for column, kind in new.columns.items():
+        if column not in old.columns:
+            said.append(f"{name}.{column} is new ({kind})")
+        elif old.columns[column] != kind:
+            said.append(f"{name}.{column} is {kind}, was {old.columns[column]}")
+    if old.rows != new.rows:
+        said.append(f"{name} has {new.rows:,} rows, had {old.rows:,} ({new.rows - old.rows:+,})")
+    elif old.digest != new.digest and not said:
+        said.append(f"{name} has other values in the same {new.rows:,} rows")
+    return said
+
+
 def _newest(spec: ModelSpec, tables: Mapping[str, pa.Table]) -> datetime:
     import pyarrow.compute as pc
 
     events = _required(spec, tables)
     newest = [pc.max(events[name]).as_py() for name in (spec.data.event_time, spec.label.time) if name]
-    if any(value is None for value in newest):
-        raise DataInvalid(f"{spec.model}: table {spec.data.table} has no rows")
-    newest = [value if isinstance(value, datetime) else datetime.max.replace(tzinfo=UTC) for value in newest]
-    return max(newest)
+    stamps = [value for value in newest if isinstance(value, datetime)]
+    if len(stamps) < len(newest):
+        raise DataInvalid(
+            f"{spec.model}: {spec.data.table} has {events.num_rows:,} rows but no newest {spec.data.event_time}; "
+            "expected timestamps with a time zone"
+        )
+    return max(stamps)
 
 
 def _required(spec: ModelSpec, tables: Mapping[str, pa.Table]) -> pa.Table:

@@ -1,0 +1,480 @@
+"""Features through Feast: point-in-time training sets, and the online store that the gateway reads.
+
+A training set has a registry of its own, whose sources are the snapshot's files; it never touches
+the online one. The online registry is written beside its place and renamed into it, because Feast
+writes it in place and a reader could see half of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airlock.core.bundle import sha256
+from airlock.core.errors import DataInvalid, SpecError
+from airlock.core.refs import SnapshotRef, TrainingSetRef
+from airlock.core.spec import Features, ModelSpec
+from airlock.settings import Settings
+from airlock.steps import leaks
+from airlock.steps.recipes import load_recipe
+from airlock.steps.snapshot import EVENT_TIMESTAMP, read_manifest, table_path, to_arrow, verify_snapshot
+from airlock.steps.validation import recorded, require_valid
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+_TABLES = "AIRLOCK_FEATURE_TABLES"
+_ROW = "airlock_row"
+_AUDITED = 1000
+_environment_lock = threading.Lock()
+log = logging.getLogger(__name__)
+
+
+def training_set(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> TrainingSetRef:
+    """The rows to learn from: one a labelled event, with every input as it was at the event's time.
+
+    Columns: key, event time, label, label time, the entities, then the inputs in the spec's order
+    (``float`` inputs as float32). Without ``features`` the inputs are columns of the events table.
+    Rows are in event order.
+
+    Raises:
+        DataInvalid: the snapshot was not validated, a row was lost, or something leaks.
+        SpecError: an input that neither the events nor the feature service have.
+    """
+    verdict = recorded(snapshot)
+    if verdict is None:
+        raise DataInvalid(f"{spec.model}: snapshot {snapshot.path} was not validated; nothing may be trained on it yet")
+    require_valid(verdict)
+    manifest = verify_snapshot(snapshot)
+    identity = [snapshot.digest, spec.model_dump_json(include={"data", "label", "inputs", "features", "task"})]
+    identity += [] if spec.features is None else [_repo_digest(settings)]
+    folder = settings.runs / spec.model / Path(snapshot.path).name
+    path = folder / f"training_set-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:16]}.parquet"
+    if not path.is_file():
+        frame = _assemble(spec, settings, snapshot)
+        leaks.check_leaks(spec, frame)
+        folder.mkdir(parents=True, exist_ok=True)
+        making = path.with_suffix(f".{os.getpid()}")
+        frame.to_parquet(making, index=False, compression="zstd", coerce_timestamps="us")
+        making.replace(path)
+    return TrainingSetRef(
+        path=str(path),
+        digest=sha256(path.read_bytes()),
+        snapshot=snapshot.digest,
+        until=snapshot.until,
+        rows=manifest.tables[spec.data.table].rows,
+    )
+
+
+def _assemble(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> pd.DataFrame:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    events = pq.read_table(table_path(snapshot, spec.data.table))
+    times = events[spec.data.event_time]
+    if getattr(times.type, "tz", None) is None or times.null_count:
+        raise DataInvalid(
+            f"{spec.model}: {spec.data.table}.{spec.data.event_time} is {times.type} with {times.null_count:,} missing "
+            "of {len(times):,}; expected timestamps with a time zone in every row"
+        )
+    events = events.take(pc.sort_indices(events, [(spec.data.event_time, "ascending"), (spec.data.key, "ascending")]))
+    known = [spec.data.key, spec.data.event_time, spec.label.name]
+    known += [spec.label.time] if spec.label.time else []
+    joined = events
+    if spec.features is not None:
+        known += spec.features.entities
+        joined = _join(spec, spec.features, settings, snapshot, events)
+    columns = {name: events[name] for name in known}
+    for name in spec.inputs:
+        source = events if name in events.column_names else joined
+        if name not in source.column_names:
+            where = f"nor in feature service {spec.features.service}" if spec.features else "and there are no features"
+            raise SpecError(f"{spec.model}: input {name!r} is not a column of {spec.data.table} {where}")
+        columns[name] = source[name]
+    if joined.num_rows != events.num_rows:
+        raise DataInvalid(f"{spec.model}: {events.num_rows:,} events became {joined.num_rows:,} rows")
+    frame: pd.DataFrame = _table(columns).to_pandas()
+    floats = {name: "float32" for name, kind in spec.inputs.items() if kind.type == "float"}
+    return frame.astype(floats)
+
+
+def _table(columns: Mapping[str, Any]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.table(dict(columns))
+
+
+def _join(spec: ModelSpec, features: Features, settings: Settings, snapshot: SnapshotRef, events: pa.Table) -> pa.Table:
+    """Feast's point-in-time join on its duckdb store, rows in the order of ``events``."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    asked = [*features.entities, *features.request]
+    if missing := [name for name in asked if name not in events.column_names]:
+        raise SpecError(f"{spec.model}: features name {missing}, which {spec.data.table} does not have")
+    folder = Path(snapshot.path)
+    with tempfile.TemporaryDirectory(prefix="airlock-feast-") as scratch, quiet():
+        repo = _open_repo(settings, features.service, tables=folder, private=Path(scratch))
+        if missing := sorted(set(repo.views) - set(read_manifest(snapshot).tables)):
+            raise DataInvalid(
+                f"{spec.model}: feature service {features.service} reads the tables {missing}, which the recipe's "
+                "load did not return"
+            )
+        repo.store.apply(repo.objects)
+        entities = events.select(asked).append_column(_ROW, pa.array(np.arange(events.num_rows)))
+        entities = entities.append_column(EVENT_TIMESTAMP, events[spec.data.event_time])
+        job = repo.store.get_historical_features(entities.to_pandas(), repo.service)
+        joined = job.to_arrow()
+    joined = joined.take(pc.sort_indices(joined[_ROW]))
+    if not joined[_ROW].combine_chunks().equals(pa.array(np.arange(events.num_rows))):
+        raise DataInvalid(
+            f"{spec.model}: the point-in-time join returned {joined.num_rows:,} rows for {events.num_rows:,} events; "
+            "Feast lost or doubled some, nothing may be trained on this"
+        )
+    for view in repo.views.values():
+        _audit(spec, view, folder / f"{view.name}.parquet", joined)
+    return joined
+
+
+def _audit(spec: ModelSpec, view: View, path: Path, joined: pa.Table) -> None:
+    """Look a sample of rows up again without Feast: the newest row that is not newer than the event.
+
+    Raises:
+        DataInvalid: Feast joined anything else.
+    """
+    import duckdb
+    import numpy as np
+
+    step = max(1, joined.num_rows // _AUDITED)
+    sample = joined.take(np.arange(0, joined.num_rows, step))
+    on = " AND ".join(f"s.{key} = f.{key}" for key in view.keys)
+    alive = f"AND s.{EVENT_TIMESTAMP} <= f.{EVENT_TIMESTAMP} + to_seconds({view.ttl.total_seconds()})"
+    differs = " OR ".join(
+        f"s.{name} IS DISTINCT FROM (CASE WHEN TRUE {alive if view.ttl else ''} THEN f.{name} END)"
+        for name in view.features
+    )
+    query = (
+        "SELECT count(*) FROM sample s ASOF LEFT JOIN read_parquet(?) f "  # noqa: S608 - names come from Feast's fields
+        f"ON {on} AND s.{EVENT_TIMESTAMP} >= f.{EVENT_TIMESTAMP} WHERE {differs}"
+    )
+    with duckdb.connect() as connection:
+        connection.register("sample", sample)
+        row = connection.execute(query, [str(path)]).fetchone()
+    wrong = row[0] if row else 0
+    if wrong:
+        raise DataInvalid(
+            f"{spec.model}: {wrong:,} of {sample.num_rows:,} audited rows got values of feature view {view.name} that "
+            f"are not those of the newest row at their {spec.data.event_time}; look for two rows of one entity with "
+            f"the same {EVENT_TIMESTAMP} in the recipe's table {view.name}"
+        )
+
+
+def apply_online(spec: ModelSpec, settings: Settings) -> bool:
+    """Bring the online registry and the online store's tables up to the definitions.
+
+    Returns:
+        Whether there was anything to do.
+    """
+    features = _features(spec)
+    marker = settings.feast_home / "applied" / spec.model
+    wanted = hashlib.sha256(f"{_repo_digest(settings)} {features.service} {_offline(settings)}".encode()).hexdigest()
+    settings.feast_home.mkdir(parents=True, exist_ok=True)
+    with _exclusive(settings):
+        if marker.is_file() and marker.read_text() == wanted and _registry(settings).is_file():
+            return False
+        with _changed_registry(settings, features.service) as repo:
+            repo.store.apply(repo.objects)
+        with contextlib.closing(sqlite3.connect(_online(settings))) as connection:
+            # Readers go on while a push writes; the mode stays with the file.
+            connection.execute("PRAGMA journal_mode=WAL")
+        marker.parent.mkdir(exist_ok=True)
+        making = marker.with_suffix(".making")
+        making.write_text(wanted)
+        making.replace(marker)
+    return True
+
+
+def materialize(
+    spec: ModelSpec,
+    settings: Settings,
+    until: datetime,
+    *,
+    now: datetime | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, int]:
+    """Fill the online store with the newest feature rows as of ``until``.
+
+    The recipe's tables as of ``until`` become Feast's offline tables, and Feast materialises each
+    view from them. ``now`` is what counts as the present (default: the clock).
+
+    Returns:
+        Rows of the offline tables by view.
+
+    Raises:
+        DataInvalid: ``until`` is naive, or lies in the future: a row from there would hide newer ones.
+    """
+    features = _features(spec)
+    now = now or datetime.now(UTC)
+    if until.tzinfo is None:
+        raise DataInvalid(f"{spec.model}: until {until.isoformat()} has no time zone")
+    if until > now:
+        raise DataInvalid(
+            f"{spec.model}: materialising up to {until.isoformat()} is refused, it is {now.isoformat()} now: later "
+            "runs would skip what arrives before then; give a time that has passed"
+        )
+    apply_online(spec, settings)
+    frames = load_recipe(spec, settings).load(until, **(options or {}))
+    rows = {}
+    with _exclusive(settings), _changed_registry(settings, features.service) as repo, quiet():
+        for name, view in repo.views.items():
+            rows[name] = _publish(spec, settings, name, frames[name])
+            start = until - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
+            repo.store.materialize(start, until, feature_views=[name])
+    return rows
+
+
+def push(spec: ModelSpec, settings: Settings, view: str, frame: pd.DataFrame) -> int:
+    """Write rows of one view to the online store, while the gateway goes on reading it.
+
+    Args:
+        frame: the view's join keys, its features and ``event_timestamp`` (aware). A missing value
+            overwrites what was there.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        DataInvalid: a column is missing, or a timestamp is naive or missing.
+        SpecError: the spec's feature service has no such view.
+    """
+    if frame.empty:
+        return 0
+    online = _online_views(spec, settings)
+    if view not in online.views:
+        raise SpecError(f"{spec.model}: no feature view {view!r} in {online.service.name}; it has {list(online.views)}")
+    known = online.views[view]
+    wanted = [*known.keys, EVENT_TIMESTAMP, *known.features]
+    if missing := [name for name in wanted if name not in frame.columns]:
+        raise DataInvalid(f"{spec.model}: rows for {view} lack {missing}")
+    stamps = frame[EVENT_TIMESTAMP]
+    if getattr(stamps.dt, "tz", None) is None or stamps.isna().any():
+        raise DataInvalid(
+            f"{spec.model}: {view}.{EVENT_TIMESTAMP} is {stamps.dtype} with {int(stamps.isna().sum()):,} missing of "
+            f"{len(frame):,}; expected timestamps with a time zone in every row"
+        )
+    # Not write_to_online_store: it skips a frame whose features are all missing, and old values would stay.
+    online.provider.ingest_df(online.stored[view], frame[wanted])
+    return len(frame)
+
+
+@dataclass(frozen=True)
+class View:
+    """A Feast feature view, in plain values. No ``ttl`` (zero) means that a row holds for ever."""
+
+    name: str
+    keys: tuple[str, ...]
+    features: tuple[str, ...]
+    ttl: timedelta
+
+
+@dataclass(frozen=True)
+class _Repo:
+    """The part of the feature repository that one feature service needs, and a store to use it with."""
+
+    store: Any
+    service: Any
+    objects: list[Any]
+    views: dict[str, View]
+    stored: dict[str, Any]
+
+    @property
+    def provider(self) -> Any:
+        from feast.infra.provider import get_provider
+
+        return get_provider(self.store.config)
+
+
+def _open_repo(
+    settings: Settings, service: str, *, tables: Path, private: Path | None = None, registry: Path | None = None
+) -> _Repo:
+    """Read ``feature_repo``. ``private`` keeps registry and online store away from those in use."""
+    import yaml
+    from feast import FeatureStore, FeatureView, RepoConfig
+
+    with _environment(settings, tables):
+        text = os.path.expandvars((settings.feature_repo / "feature_store.yaml").read_text())
+        found = _definitions(settings.feature_repo)
+    config = yaml.safe_load(text)
+    if private is not None:
+        config["registry"] = {"path": str(private / "registry.db")}
+        config["online_store"] = {"type": "sqlite", "path": str(private / "online.db")}
+    elif registry is not None:
+        config["registry"]["path"] = str(registry)
+    store = FeatureStore(config=RepoConfig(**config, repo_path=settings.feature_repo))
+    chosen, objects = _needed(found, service)
+    stored = {item.name: item for item in objects if isinstance(item, FeatureView)}
+    views = {name: _view(item, objects) for name, item in stored.items()}
+    return _Repo(store, chosen, objects, views, stored)
+
+
+def _view(view: Any, objects: Sequence[Any]) -> View:
+    from feast import Entity
+
+    keys = {item.name: item.join_key for item in objects if isinstance(item, Entity)}
+    return View(
+        name=view.name,
+        keys=tuple(keys[entity] for entity in view.entities),
+        features=tuple(field.name for field in view.features),
+        ttl=view.ttl or timedelta(0),
+    )
+
+
+def _needed(found: Sequence[Any], service: str) -> tuple[Any, list[Any]]:
+    """The named service with the views, on-demand views and entities it needs."""
+    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
+
+    services = {item.name: item for item in found if isinstance(item, FeatureService)}
+    if service not in services:
+        raise SpecError(f"there is no feature service {service!r} in feature_repo; it has {sorted(services)}")
+    names = {projection.name for projection in services[service].feature_view_projections}
+    on_demand = [item for item in found if isinstance(item, OnDemandFeatureView) and item.name in names]
+    for item in on_demand:
+        names |= set(item.source_feature_view_projections)
+    views = [item for item in found if isinstance(item, FeatureView) and item.name in names]
+    used = {entity for view in views for entity in view.entities}
+    entities = [item for item in found if isinstance(item, Entity) and item.name in used]
+    return services[service], [*entities, *views, *on_demand, services[service]]
+
+
+def _definitions(repo: Path) -> list[Any]:
+    found: list[Any] = []
+    for path in sorted(repo.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"_airlock_feature_repo_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise SpecError(f"{path} is not a Python module")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found += vars(module).values()
+    return found
+
+
+@contextlib.contextmanager
+def _environment(settings: Settings, tables: Path) -> Iterator[None]:
+    """What the repository's files read from the environment; one reader at a time."""
+    wanted = {"AIRLOCK_HOME": str(settings.home), _TABLES: str(tables)}
+    with _environment_lock:
+        before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _exclusive(settings: Settings) -> Iterator[None]:
+    """One writer of the online registry at a time, in any process."""
+    with (settings.feast_home / "registry.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _changed_registry(settings: Settings, service: str) -> Iterator[_Repo]:
+    """A copy of the online registry to work on; it takes the registry's place if all went well."""
+    registry = _registry(settings)
+    copy = registry.with_suffix(".making")
+    copy.unlink(missing_ok=True)
+    if registry.is_file():
+        shutil.copyfile(registry, copy)
+    try:
+        with quiet():
+            yield _open_repo(settings, service, tables=_offline(settings), registry=copy)
+        copy.replace(registry)
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+_opened: dict[tuple[Path, str, str], _Repo] = {}
+
+
+def _online_views(spec: ModelSpec, settings: Settings) -> _Repo:
+    """The online repository, opened once a process and definition."""
+    service = _features(spec).service
+    key = (settings.feast_home, service, _repo_digest(settings))
+    if key not in _opened:
+        apply_online(spec, settings)
+        with quiet():
+            _opened[key] = _open_repo(settings, service, tables=_offline(settings))
+    return _opened[key]
+
+
+def _publish(spec: ModelSpec, settings: Settings, name: str, frame: pd.DataFrame) -> int:
+    """Put one table where the online views' sources are."""
+    import pyarrow.parquet as pq
+
+    folder = _offline(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    making = folder / f"{name}.making"
+    pq.write_table(to_arrow(spec, name, frame), making, compression="zstd", coerce_timestamps="us")
+    making.replace(folder / f"{name}.parquet")
+    return len(frame)
+
+
+def _features(spec: ModelSpec) -> Features:
+    if spec.features is None:
+        raise SpecError(f"{spec.model} has no features: there is nothing to keep online")
+    return spec.features
+
+
+def _repo_digest(settings: Settings) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(settings.feature_repo.glob("*")):
+        if path.suffix in {".py", ".yaml"}:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _registry(settings: Settings) -> Path:
+    return settings.feast_home / "registry.db"
+
+
+def _online(settings: Settings) -> Path:
+    return settings.feast_home / "online.db"
+
+
+def _offline(settings: Settings) -> Path:
+    return settings.feast_home / "offline"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Feast's own progress bars and warnings about its experimental parts, kept out of the logs."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
