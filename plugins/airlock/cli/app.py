@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airlock.cli import models, spec, stack
-from airlock.cli.output import interrupt_on_termination
+from airlock.cli import demo, models, spec, stack
 
 app = typer.Typer(
     name="airlock",
@@ -31,6 +30,8 @@ def _everywhere(
         typer.Option(help="The project: dags/, include/.", envvar="AIRLOCK_PROJECT", show_default="this folder"),
     ] = None,
 ) -> None:
+    from airlock.stack.signals import interrupt_on_termination
+
     interrupt_on_termination()
     if home is not None:
         os.environ["AIRLOCK_HOME"] = str(home.resolve())
@@ -41,6 +42,7 @@ def _everywhere(
 app.command(epilog="Example: airlock up --port-base 8600")(stack.up)
 app.command(epilog="Example: airlock down")(stack.down)
 app.command(epilog="Example: airlock status --json")(stack.status)
+app.command(epilog="Example: airlock demo --exit --summary out.json")(demo.demo)
 app.add_typer(spec.app, name="spec")
 app.command(epilog="Example: airlock train flight_delay --until 2013-03-31 --trials 10")(models.train)
 app.command(epilog="Example: airlock release flight_delay --version 3")(models.release)

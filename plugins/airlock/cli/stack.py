@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airlock import settings
-from airlock.cli.output import AsJson, Exit, err, out, print_json, reported, undisturbed
+from airlock.cli.output import AsJson, Exit, err, out, print_json, reported
 from airlock.settings import PORT_BASE
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def up(port_base: PortBase = PORT_BASE, as_json: AsJson = False) -> None:
 def down(as_json: AsJson = False) -> None:
     """End every process of the embedded stack. Nothing is deleted."""
     from airlock.stack import Stack
+    from airlock.stack.signals import undisturbed
 
     with reported(), undisturbed():
         stopped = Stack(settings.load()).down()

@@ -9,7 +9,7 @@ stack.down()    # nothing of it is left
 from airlock.stack.credentials import ADMIN, APPROVER, password_of, passwords_file
 from airlock.stack.embedded import PartStatus, Stack, StackStatus, watch_memory
 from airlock.stack.ports import Ports, PortTaken
-from airlock.stack.state import settings_of
+from airlock.stack.state import exclusive, settings_of
 
 __all__ = [
     "ADMIN",
@@ -19,6 +19,7 @@ __all__ = [
     "Ports",
     "Stack",
     "StackStatus",
+    "exclusive",
     "password_of",
     "passwords_file",
     "settings_of",

@@ -31,6 +31,7 @@ from airlock.stack.parts import (
     parts,
 )
 from airlock.stack.ports import Ports
+from airlock.stack.signals import undisturbed
 from airlock.stack.state import StackState, exclusive, forget_state, read_state, settings_of, with_ports, write_state
 
 _START_TIMEOUT = 120.0
@@ -193,8 +194,9 @@ class Stack:
 
     def _end(self, state: StackState) -> None:
         # A start may have been interrupted between a process and its record: the file is the newer of the two.
-        processes.end(read_state(self._base) or state, grace=_STOP_GRACE, reap=self._reap)
-        forget_state(self._base)
+        with undisturbed():
+            processes.end(read_state(self._base) or state, grace=_STOP_GRACE, reap=self._reap)
+            forget_state(self._base)
 
     def _probe(self, state: StackState) -> StackStatus:
         settings = with_ports(self._base, Ports(state.port_base))

@@ -41,6 +41,11 @@ def state_file(settings: Settings) -> Path:
     return settings.stack / "stack.json"
 
 
+def lock_file(settings: Settings) -> Path:
+    """Beside the stack's folder, so that a home can be emptied while it is locked."""
+    return settings.home / ".stack.lock"
+
+
 def read_state(settings: Settings) -> StackState | None:
     """The remembered stack; ``None`` if there is none or the file cannot be read."""
     try:
@@ -67,7 +72,7 @@ def exclusive(settings: Settings) -> Iterator[None]:
     for folder in (settings.home, settings.stack):
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-    with (settings.stack / "lock").open("a+") as lock:
+    with lock_file(settings).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,45 @@
+# Everything that can be done with this repository. Needs Python 3.11, pip and make; the rest is installed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.airlock-ready
+ARGS ?=
+PYTEST ?= $(BIN)/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint test test-all bench demo clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(READY)  ## make .venv with the locked environment
+
+$(READY): uv.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: $(PYTHON) was not found; set PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --all-extras --all-groups
+	@touch $@
+
+lint: $(READY)  ## style, types, import directions, specs, lock
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/airlock spec lint
+	$(BIN)/uv lock --check --quiet
+
+test: lint  ## lint, then every test but the slow ones; one run through real Airflow among them
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint  ## lint, then every test
+	$(PYTEST) $(ARGS)
+
+bench: $(READY)  ## first figures: the gateway's requests a second, and what Airflow adds to a training
+	$(PYTEST) tests/benchmarks -m slow -s $(ARGS)
+
+demo: $(READY)  ## the whole story on real tools; ARGS="--exit --summary out.json" ends by itself
+	@$(BIN)/airlock demo $(ARGS)
+
+clean:  ## remove the environment and all state
+	rm -rf $(VENV) .airlock .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
