@@ -255,7 +255,7 @@ class TestSchema:
         assert verdict.details["changes"] == [
             "dest is new",
             "carrier is gone",
-            "distance: type float -> int, min 0.0 -> 1.0",
+            "distance: min 0.0 -> 1.0, type float -> int",
         ]
         allowed = only(SchemaGate(kind="schema", allow_changes=True), inputs=inputs)
         assert allowed.passed

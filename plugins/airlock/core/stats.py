@@ -251,6 +251,6 @@ def quantile_interval(values: Floats, q: float, *, confidence: float = 0.95) -> 
         raise TooFew(f"{n} measurements; the {q:.0%} quantile needs at least {math.ceil(1 / (1 - q) - 1e-9)}")
     ordered = np.sort(values)
     spread = deviate(confidence) * math.sqrt(n * q * (1 - q))
-    places = [math.ceil(n * q), math.floor(n * q - spread), math.ceil(n * q + spread) + 1]
+    places = [math.ceil(n * q - 1e-9), math.floor(n * q - spread), math.ceil(n * q + spread) + 1]
     estimate, low, high = (float(ordered[min(max(place, 1), n) - 1]) for place in places)
     return Interval(estimate, low, high)
