@@ -1,7 +1,8 @@
 """The features of every model, for Feast.
 
 A view's source is ``<folder>/<view>.parquet``. The folder is ``AIRLOCK_FEATURE_TABLES``, so that a
-training set reads its own snapshot, and the tables that feed the online store otherwise.
+training set reads its own snapshot, and the tables that feed the online store otherwise. A lifetime
+is whole days or less than one: the duckdb store cannot add 25 hours to a timestamp.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ carrier_delays = _view(
 hub_delays = _view("hub_delays", [carrier, origin], ["hub_dep_delay_3h", "hub_waiting"], timedelta(hours=2))
 dest_delays = _view("dest_delays", [dest], ["dest_late_6h", "dest_late_24h", "dest_late_7d"], timedelta(hours=2))
 route_delays = _view("route_delays", [route], ["route_late_7d", "route_arr_delay_28d"], timedelta(days=2))
-plane_delays = _view("plane_delays", [tailnum], ["plane_arr_delay"], timedelta(days=1))
+plane_delays = _view("plane_delays", [tailnum], ["plane_arr_delay"], timedelta(0))
 planes = _view("planes", [tailnum], ["plane_age", "plane_seats"], timedelta(0))
 weather = _view(
     "weather",
     [origin],
     ["temp", "dewp", "humid", "wind_speed", "precip", "pressure", "visib"],
-    timedelta(hours=4),
+    timedelta(days=1),
 )
 
 schedule = RequestSource(

