@@ -25,6 +25,7 @@ from airlock.core.spec import ModelSpec, written
 from airlock.settings import Settings
 
 SUFFIXES = (".yaml", ".yml")
+"""What is taken for a spec. The second is told to be renamed, rather than passed over in silence."""
 
 Location = tuple[int | str, ...]
 
@@ -64,11 +65,10 @@ def load_all(folder: Path) -> dict[str, ModelSpec]:
     Raises:
         SpecError: at least one cannot be used; every problem of every file is in the message.
     """
-    problems = lint(paths := spec_files(folder))
-    if problems:
+    checked = [check(path) for path in spec_files(folder)]
+    if problems := [problem for _, found in checked for problem in found]:
         raise _spec_error(problems)
-    specs = (load_spec(path) for path in paths)
-    return {spec.model: spec for spec in specs}
+    return {spec.model: spec for spec, _ in checked if spec is not None}
 
 
 def find(settings: Settings, model: str) -> ModelSpec:
@@ -78,11 +78,13 @@ def find(settings: Settings, model: str) -> ModelSpec:
         NotFound: there is none; names the closest.
         SpecError: it cannot be used.
     """
-    files = {path.stem: path for path in spec_files(settings.specs)}
-    if model not in files:
-        known = ", ".join(files) or "none"
-        raise NotFound(f"no model {model!r} in {settings.specs}{_closest(model, files)}; models there: {known}")
-    return load_spec(files[model])
+    path = settings.specs / f"{model}.yaml"
+    files = spec_files(settings.specs)
+    if path not in files:
+        models = [file.stem for file in files]
+        known = ", ".join(models) or "none"
+        raise NotFound(f"no model {model!r} in {settings.specs}{_closest(model, models)}; models there: {known}")
+    return load_spec(path)
 
 
 def spec_files(folder: Path) -> list[Path]:
@@ -91,19 +93,8 @@ def spec_files(folder: Path) -> list[Path]:
 
 
 def lint(paths: Iterable[Path]) -> list[Problem]:
-    """Every problem of every file; two files for one model are one too."""
-    problems: list[Problem] = []
-    owners: dict[str, Path] = {}
-    for path in paths:
-        spec, found = check(path)
-        problems += found
-        if spec is None:
-            continue
-        if spec.model in owners:
-            message = f"model {spec.model!r} is already described by {owners[spec.model]}; delete one of them"
-            problems.append(Problem(path, 1, 1, "model", message, ""))
-        owners.setdefault(spec.model, path)
-    return problems
+    """Every problem of every file."""
+    return [problem for path in paths for problem in check(path)[1]]
 
 
 def schema() -> dict[str, Any]:
@@ -137,12 +128,9 @@ def check(path: Path) -> tuple[ModelSpec | None, list[Problem]]:
     except ValidationError as error:
         problems = [source.explain(root, details) for details in error.errors(include_url=False)]
         return None, sorted(problems, key=lambda problem: (problem.line, problem.column))
-    if spec.model != path.stem:
+    if path.name != (name := f"{spec.model}.yaml"):
         node = _Place(root).walk(("model",)).node
-        message = (
-            f"a spec is named after its model: rename the file to {spec.model}.yaml, or the model to {path.stem!r}"
-        )
-        return None, [source.problem(node, "model", message)]
+        return None, [source.problem(node, "model", f"a spec is named after its model: rename {path.name} to {name}")]
     return spec, []
 
 
