@@ -143,23 +143,24 @@ def load(
 
 
 def online_frames(
-    hour: datetime, *, weather_units: str = "imperial", since: datetime | None = None
+    since: datetime | None, until: datetime, *, weather_units: str = "imperial"
 ) -> dict[str, pd.DataFrame]:
-    """The newest feature row of every entity as of ``hour`` (aware), by view: what an online store should hold.
+    """The newest feature row of every entity as of ``until`` (aware), by view: what an online store should hold.
 
-    With ``since`` only rows that are newer than that: what to push when ``since`` was pushed before.
+    Only rows newer than ``since`` (``None``: all of them), for a store that holds those up to then.
     The first call reads the year's tables, later ones cut from them.
     """
-    end = pd.Timestamp(hour)
+    end = pd.Timestamp(until)
     frames = {}
     for name, (table, keys, stamps) in _year().items():
-        begin = end - _LOOKBACK.get(name, pd.Timedelta(days=3650)) if since is None else pd.Timestamp(since)
+        begin = end - _LOOKBACK.get(name, _YEAR) if since is None else pd.Timestamp(since)
         first, last = stamps.searchsorted([begin, end], side="right")
         newest = table.iloc[first:last].drop_duplicates(keys, keep="last")
         frames[name] = in_units(newest, weather_units) if name == "weather" else newest
     return frames
 
 
+_YEAR = pd.Timedelta(days=400)
 _LOOKBACK = {
     **{name: pd.Timedelta(hours=rolling.every) for name, rolling in ROLLING.items()},
     "plane_delays": pd.Timedelta(days=2),
