@@ -1,0 +1,169 @@
+"""The prediction log: what was asked, the inputs as used, who answered what, and how long it took.
+
+``predictions/<model>/day=YYYY-MM-DD/part-*.parquet``, written by one thread. The event loop only
+appends to a list. A file appears whole, under its name, or not at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+logger = logging.getLogger("airlock.gateway")
+
+FLUSH_SECONDS = 0.5
+FLUSH_ROWS = 5_000
+MAX_WAITING = 200_000
+"""Requests that may wait for the disk; beyond it the newest are dropped and counted."""
+
+_COLUMNS: dict[str, pa.DataType] = {
+    "at": pa.timestamp("us", tz="UTC"),
+    "event_time": pa.timestamp("us", tz="UTC"),
+    "key": pa.string(),
+    "request_id": pa.string(),
+    "row": pa.int32(),
+    "generation": pa.int64(),
+    "release": pa.string(),
+    "version": pa.string(),
+    "variant": pa.string(),
+    "role": pa.string(),
+    "fallback": pa.bool_(),
+    "error": pa.string(),
+    "prediction": pa.float64(),
+    "probability": pa.float64(),
+    "latency_ms": pa.float64(),
+}
+_INPUT_TYPES = {"float": pa.float64(), "int": pa.int64(), "string": pa.string()}
+
+
+class Origin(NamedTuple):
+    """What all rows of one request share, whoever answers. ``columns`` are the inputs' names and types."""
+
+    at_us: int
+    request_id: str
+    generation: int
+    release: str | None
+    keys: Sequence[str | None]
+    event_times_us: Sequence[int | None]
+    columns: tuple[tuple[str, str], ...]
+    rows: Sequence[Sequence[Any]]
+
+
+class Entry(NamedTuple):
+    """One version's answer to one request. Without ``predictions`` the version failed for ``error``."""
+
+    origin: Origin
+    version: str
+    variant: str
+    role: str
+    fallback: bool
+    error: str | None
+    predictions: Sequence[float] | None
+    probabilities: Sequence[float] | None
+    latency_ms: float
+
+
+class PredictionWriter:
+    """Takes entries from the event loop and writes them from a thread of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: dict[tuple[str, tuple[tuple[str, str], ...]], list[Entry]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="airlock-prediction-log", daemon=True)
+        self._sequence = 0
+        self.queued = 0
+        self.dropped = 0
+        self.written = 0
+        self.failures = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def add(self, model: str, entry: Entry) -> None:
+        if self.queued >= MAX_WAITING:
+            self.dropped += 1
+            return
+        with self._lock:
+            self._waiting[model, entry.origin.columns].append(entry)
+            self.queued += 1
+        if self.queued == FLUSH_ROWS:
+            self._wake.set()
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Write what is left and end. ``timeout`` in seconds."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout)
+
+    def _work(self) -> None:
+        while not self._stopping:
+            self._wake.wait(FLUSH_SECONDS)
+            self._wake.clear()
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, defaultdict(list)
+        for (model, columns), entries in waiting.items():
+            try:
+                self._write(model, columns, entries)
+            except (OSError, pa.ArrowException):
+                # A full disk must not stop answers; what could not be kept is counted and said.
+                self.failures += 1
+                self.dropped += len(entries)
+                logger.exception("%s: %d entries of the prediction log are lost", model, len(entries))
+            with self._lock:
+                self.queued -= len(entries)
+
+    def _write(self, model: str, columns: tuple[tuple[str, str], ...], entries: list[Entry]) -> None:
+        by_day: dict[str, list[Entry]] = defaultdict(list)
+        for entry in entries:
+            by_day[datetime.fromtimestamp(entry.origin.at_us // 1_000_000, UTC).strftime("%Y-%m-%d")].append(entry)
+        for day, group in by_day.items():
+            folder = self._folder / model / f"day={day}"
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sequence += 1
+            name = f"part-{time.time_ns()}-{os.getpid()}-{self._sequence:06d}.parquet"
+            table = to_table(columns, group)
+            temporary = folder / f".{name}.tmp"
+            pq.write_table(table, temporary, compression="zstd")
+            temporary.rename(folder / name)
+            self.written += table.num_rows
+
+
+def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa.Table:
+    """One row for each row that was asked, inputs as ``x_<name>``."""
+    facts: list[tuple[Any, ...]] = []
+    values: list[Sequence[Any]] = []
+    for entry in entries:
+        origin = entry.origin
+        count = len(origin.rows)
+        nothing = (None,) * count
+        facts.extend(
+            zip(
+                *((origin.at_us,) * count, origin.event_times_us, origin.keys, (origin.request_id,) * count),
+                *(range(count), (origin.generation,) * count, (origin.release,) * count, (entry.version,) * count),
+                *((entry.variant,) * count, (entry.role,) * count, (entry.fallback,) * count, (entry.error,) * count),
+                *(entry.predictions or nothing, entry.probabilities or nothing, (entry.latency_ms,) * count),
+                strict=True,
+            )
+        )
+        values.extend(origin.rows)
+    arrays = [pa.array(column, kind) for column, kind in zip(zip(*facts, strict=True), _COLUMNS.values(), strict=True)]
+    for (_, kind), column in zip(columns, zip(*values, strict=True), strict=True):
+        arrays.append(pa.array(column, _INPUT_TYPES[kind]))
+    return pa.table(dict(zip([*_COLUMNS, *(f"x_{name}" for name, _ in columns)], arrays, strict=True)))

@@ -1,0 +1,103 @@
+"""A version that can answer: its verified bundle, opened in ONNX Runtime and warmed up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from airlock.core.bundle import ONNX, verify
+from airlock.core.errors import ArtifactCorrupt
+from airlock.core.route import Bundle
+from airlock.core.spec import Input
+from gateway.schema import Feeds, Row
+
+INLINE_MS = 2.0
+"""A run that is expected to take longer leaves the event loop and goes to a thread."""
+
+_WARM_UPS = 3
+
+
+class VersionFailed(Exception):
+    """A version did not answer."""
+
+
+class Version:
+    """One loaded version.
+
+    Raises:
+        ArtifactCorrupt: its bytes are not what the route says, or ONNX Runtime cannot open them.
+    """
+
+    def __init__(self, name: str, bundle: Bundle) -> None:
+        self.name = name
+        self.bundle = bundle
+        folder = Path(bundle.path)
+        self.manifest = verify(folder, bundle.digest)
+        options = onnxruntime.SessionOptions()
+        # ONNX Runtime would take all the host's cores for one row, and log each row that it refuses.
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            session = onnxruntime.InferenceSession(
+                (folder / ONNX).read_bytes(), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise ArtifactCorrupt(f"bundle {folder}: ONNX Runtime cannot open {ONNX}: {error}") from error
+        if difference := {value.name for value in session.get_inputs()} ^ set(self.manifest.inputs):
+            raise ArtifactCorrupt(
+                f"bundle {folder}: {ONNX} and its manifest disagree about inputs {sorted(difference)}"
+            )
+        self._run = session.run
+        self._outputs = [self.manifest.output]
+        self.ms_per_row = 0.0
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Have ONNX Runtime allocate what it needs, and see what a row costs, before anybody waits."""
+        row: Row = [_plain(declared) for declared in self.manifest.inputs.values()]
+        feeds = Feeds(self.manifest.inputs, list(self.manifest.inputs))
+        for _ in range(_WARM_UPS):
+            started = time.perf_counter()
+            try:
+                self._run(self._outputs, feeds([row]))
+            except Exception as error:
+                # A model may refuse the made-up category; that it cannot run at all would show on real rows too.
+                if "nknown" not in str(error) and not any(i.type == "string" for i in self.manifest.inputs.values()):
+                    raise ArtifactCorrupt(f"version {self.name} cannot answer a plain row: {error}") from error
+            self.ms_per_row = (time.perf_counter() - started) * 1000
+
+    def is_cheap(self, rows: int) -> bool:
+        return self.ms_per_row * rows <= INLINE_MS
+
+    def answer(self, feeds: Feeds, rows: Sequence[Row]) -> list[float]:
+        """One probability or value a row.
+
+        Raises:
+            VersionFailed: the model raised, or an answer is not a finite number.
+        """
+        if feeds.absent:
+            raise VersionFailed(f"the request does not carry {', '.join(feeds.absent)}")
+        started = time.perf_counter()
+        try:
+            (output,) = self._run(self._outputs, feeds(rows))
+            answers: list[float] = np.asarray(output, np.float64).reshape(len(rows)).tolist()
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower base
+            raise VersionFailed(str(error).strip() or type(error).__name__) from error
+        finally:
+            spent = (time.perf_counter() - started) * 1000 / len(rows)
+            # Up at once, down slowly: one slow run is enough to leave the event loop.
+            self.ms_per_row = max(spent, 0.9 * self.ms_per_row + 0.1 * spent)
+        if not np.isfinite(answers).all():
+            raise VersionFailed("the answer is not a finite number")
+        return answers
+
+
+def _plain(declared: Input) -> object:
+    if declared.type == "string":
+        return declared.values[0] if declared.values else ""
+    value = declared.min if declared.min is not None else min(0.0, declared.max or 0.0)
+    return int(value) if declared.type == "int" else value
