@@ -46,6 +46,7 @@ def until_param(description: str) -> Param:
         None,
         type=["null", "string"],
         format="date-time",
+        pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)$",
         title="Until",
         description=description,
     )

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class RegistryHook(UrlHook):
-    """The model registry. Connection: the MLflow server's URL as host."""
+    """The model registry. Connection: the MLflow server's URL as host.
+
+    It can stand for the registry's aliases in release control, and imports MLflow only when one moves.
+    """
 
     conn_name_attr = "mlflow_conn_id"
     default_conn_name = "airlock_mlflow"
@@ -25,6 +28,13 @@ class RegistryHook(UrlHook):
         from airlock.steps.registry import Registry
 
         return Registry(self.url)
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        self.get_conn().set_alias(model, alias, version)
+
+    def clear_alias(self, model: str, alias: str, version: str) -> None:
+        """Remove the alias if it names ``version``."""
+        self.get_conn().clear_alias(model, alias, version)
 
     def run_url(self, run_id: str) -> str:
         """The page of a run in the MLflow UI."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
@@ -11,12 +14,16 @@ from airflow.sdk import BaseOperatorLink, Context, Param
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
+from airlock.core.errors import NotFound
 from airlock.core.refs import VersionRef
 from airlock.core.release import Release
 from airlock.core.verdict import Verdict
 from airlock.operators.base import refusals_are_final
 from airlock.operators.links import MlflowRunLink
 from airlock.operators.release import ReleaseOperator
+
+if TYPE_CHECKING:
+    from airlock.steps.registry import Registry
 
 
 class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
@@ -51,7 +58,7 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
         run_url = self.registry_hook.run_url(version.run_id)
         self.links[MlflowRunLink().name] = run_url
         self.subject = f"May {self.model} version {release.version} see traffic?"
-        self.body = evidence(release, version, registry.verdicts(version), run_url)
+        self.body = evidence(release, version, verdicts_of(registry, version), run_url)
         ApprovalOperator.execute(self, context)
 
     @refusals_are_final
@@ -70,6 +77,23 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             raise AirflowFailException(f"{self.model}: rejected by {actor}: {comment}") from rejected
         self.control.approve(self.release_id, actor=actor, reason=comment)
         return answer
+
+
+def verdicts_of(registry: Registry, version: VersionRef) -> tuple[Verdict, ...]:
+    """What the gates said of a version, from its MLflow run.
+
+    Raises:
+        NotFound: the run holds no judgement of this version's bundle.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(registry.artifact(version.run_id, "gates", Path(folder)).glob("*.json")):
+            judged = json.loads(path.read_text())
+            if judged["bundle"] == version.bundle.digest:
+                return tuple(Verdict.model_validate(verdict) for verdict in judged["verdicts"])
+    raise NotFound(
+        f"{version.model} version {version.version}: MLflow run {version.run_id} has no gate verdicts for its bundle "
+        f"{version.bundle.digest}; train it again"
+    )
 
 
 def evidence(release: Release, version: VersionRef, verdicts: Iterable[Verdict], run_url: str) -> str:

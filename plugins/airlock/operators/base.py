@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -14,7 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airlock import settings, specs
 from airlock.control import ReleaseControl
-from airlock.core.errors import AirlockError, Conflict, Unavailable
+from airlock.core.errors import AirlockError, Conflict, DataInvalid, Unavailable
 from airlock.core.spec import ModelSpec
 from airlock.hooks.gateway import GatewayHook
 from airlock.hooks.ledger import LedgerHook
@@ -85,8 +86,7 @@ class ModelOperator(BaseOperator):
 
     @cached_property
     def control(self) -> ReleaseControl:
-        aliases = self.registry_hook.get_conn()
-        return ReleaseControl(self.spec, self.settings, self.ledger_hook.get_conn(), aliases=aliases)
+        return ReleaseControl(self.spec, self.settings, self.ledger_hook.get_conn(), aliases=self.registry_hook)
 
 
 def refusals_are_final(
@@ -117,6 +117,21 @@ def run_key(context: Context) -> str:
 def actor(context: Context) -> str:
     """Who started the run: a user's name, or the DAG."""
     return context["dag_run"].triggering_user_name or f"dag {context['dag_run'].dag_id}"
+
+
+def time_of(until: str) -> datetime:
+    """An aware time from ISO 8601.
+
+    Raises:
+        DataInvalid: it is no time, or has no offset.
+    """
+    try:
+        time = datetime.fromisoformat(until)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise DataInvalid(f"until is {until!r}; expected ISO 8601 with an offset, such as 2013-04-01T00:00:00+00:00")
+    return time
 
 
 def triggering_extra(context: Context) -> Mapping[str, Any]:

@@ -9,8 +9,8 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airlock.core.verdict import Status, Verdict
-from airlock.operators.base import ModelOperator, refusals_are_final, run_key, triggering_extra
-from airlock.operators.features import time_of
+from airlock.operators.base import ModelOperator, refusals_are_final, run_key
+from airlock.operators.features import time_or_now
 from airlock.operators.links import DriftReportLink
 
 
@@ -32,7 +32,7 @@ class DriftReportOperator(ModelOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         from airlock.steps import drift
 
-        until = time_of(self.until or triggering_extra(context).get("until"))
+        until = time_or_now(self.until, context)
         verdict, report = drift.drift_report(self.spec, self.settings, until=until, run_key=run_key(context))
         self.links[DriftReportLink().name] = report
         self.log.info("%s: %s", verdict.status, verdict.reason)

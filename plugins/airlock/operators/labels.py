@@ -6,8 +6,8 @@ from typing import Any
 
 from airflow.sdk import Context
 
-from airlock.operators.base import ModelOperator, refusals_are_final, triggering_extra
-from airlock.operators.features import time_of
+from airlock.operators.base import ModelOperator, refusals_are_final
+from airlock.operators.features import time_or_now
 
 
 class JoinLabelsOperator(ModelOperator):
@@ -27,7 +27,7 @@ class JoinLabelsOperator(ModelOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         from airlock.steps import labels
 
-        until = time_of(self.until or triggering_extra(context).get("until"))
+        until = time_or_now(self.until, context)
         since = until - self.spec.monitoring.drift.current
         joined = labels.joined(self.spec, self.settings, since, until)
         self.log.info("%s labelled predictions between %s and %s", len(joined), since, until)

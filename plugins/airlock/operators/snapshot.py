@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airlock import assets
 from airlock.core.refs import SnapshotRef
-from airlock.operators.base import ModelOperator, refusals_are_final, run_key, triggering_extra
+from airlock.operators.base import ModelOperator, refusals_are_final, run_key, time_of, triggering_extra
 from airlock.operators.cool_down import claim
 
 
@@ -44,7 +44,7 @@ class FreezeSnapshotOperator(ModelOperator):
         from airlock.steps import snapshot
 
         said = self.until or triggering_extra(context).get("until")
-        until = datetime.fromisoformat(said) if said else None
+        until = time_of(said) if said else None
         if assets.drift(self.model) in context["triggering_asset_events"]:
             self._answer_drift(context, until or datetime.now(UTC))
         frozen = snapshot.freeze(

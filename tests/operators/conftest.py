@@ -1,0 +1,90 @@
+"""A project with one spec, its connections, and a context as Airflow hands it to a task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.execution_time.context import OutletEventAccessors
+
+from airlock.ledger import Ledger
+
+SPEC = """\
+model: toy
+task: regression
+owner: toys
+data: {key: id, event_time: t}
+label: {name: y}
+inputs: {x: float}
+gates: [{kind: finite}]
+guards: [{kind: error_rate, max: 0.2, min_requests: 5}]
+rollout:
+  shadow: {bake: 0s, min_requests: 5}
+  steps: [{weight: 5, bake: 0s, min_requests: 5}, {weight: 100, bake: 0s, min_requests: 5}]
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``AIRLOCK_HOME`` of a project whose only spec is ``toy``."""
+    models = tmp_path / "project" / "dags" / "models"
+    models.mkdir(parents=True)
+    (models / "toy.yaml").write_text(SPEC)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("AIRLOCK_PROJECT", str(tmp_path / "project"))
+    monkeypatch.setenv("AIRLOCK_HOME", str(home))
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
+    urls = {
+        "gateway": "http://127.0.0.1:9",
+        "mlflow": "http://127.0.0.1:9",
+        "ledger": f"sqlite:///{home / 'ledger.db'}",
+    }
+    for part, url in urls.items():
+        connection = json.dumps({"conn_type": f"airlock_{part}", "host": url})
+        monkeypatch.setenv(f"AIRFLOW_CONN_AIRLOCK_{part.upper()}", connection)
+    return home
+
+
+@pytest.fixture
+def ledger(home: Path) -> Ledger:
+    return Ledger(f"sqlite:///{home / 'ledger.db'}")
+
+
+@pytest.fixture
+def dag() -> DAG:
+    return DAG("toy__test", schedule=None)
+
+
+Context = dict[str, Any]
+
+
+@pytest.fixture
+def make_context(dag: DAG) -> Callable[..., Context]:
+    """A task's context; ``events`` are the extras of triggering asset events, by asset."""
+
+    def make(run_id: str = "manual__1", user: str | None = "ada", events: Mapping[Any, Any] | None = None) -> Context:
+        pushed: dict[str, Any] = {}
+
+        def xcom_push(key: str, value: Any) -> None:
+            pushed[key] = value
+
+        return {
+            "dag": dag,
+            "run_id": run_id,
+            "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id=run_id, triggering_user_name=user),
+            "triggering_asset_events": {
+                asset: [SimpleNamespace(timestamp=datetime(2026, 1, 1, tzinfo=UTC), extra=extra)]
+                for asset, extra in (events or {}).items()
+            },
+            "outlet_events": OutletEventAccessors(),
+            "ti": SimpleNamespace(map_index=-1, xcom_push=xcom_push, pushed=pushed),
+        }
+
+    return make

@@ -1,0 +1,173 @@
+"""Triggers: read-only, JSON in and out, one event, patient with a gateway that is down."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airlock.core.release import Phase, Release
+from airlock.core.route import Bundle
+from airlock.core.spec import ModelSpec
+from airlock.core.tally import Ejection, GatewayStatus, Tally
+from airlock.triggers.release import ReleaseStepTrigger
+from airlock.triggers.version import VersionServedTrigger
+
+SPEC = ModelSpec.model_validate(
+    {
+        "model": "toy",
+        "task": "regression",
+        "data": {"key": "id", "event_time": "t"},
+        "label": {"name": "y"},
+        "inputs": {"x": "float"},
+        "gates": [{"kind": "finite"}],
+        "guards": [{"kind": "error_rate", "max": 0.2, "min_requests": 5}],
+        "rollout": {"deadline": "1h", "steps": [{"weight": 100, "bake": "0s", "min_requests": 5}]},
+    }
+)
+
+
+def release(**changes: Any) -> Release:
+    return Release(
+        **{
+            "id": "r1",
+            "model": "toy",
+            "version": "2",
+            "champion": "1",
+            "bundle": Bundle(path="/b", digest="sha256:" + "0" * 64),
+            "phase": Phase.CANARY,
+            "step": "canary_100",
+            "generation": 4,
+            "entered_at": datetime.now(UTC),
+            **changes,
+        }
+    )
+
+
+def status(**changes: Any) -> GatewayStatus:
+    return GatewayStatus(
+        **{
+            "model": "toy",
+            "generation": 4,
+            "checksum": "sha256:0",
+            "release": "r1",
+            "champion": "1",
+            "candidate": "2",
+            "share": 100.0,
+            "loaded": ("1", "2"),
+            "since": datetime.now(UTC),
+            **changes,
+        }
+    )
+
+
+def counted(requests: int) -> dict[str, Any]:
+    tally = Tally(requests=requests, latency=[requests] + [0] * 71)
+    return {"step": {"2": {"served": tally}}, "total": {"2": {"served": tally}, "1": {"served": tally}}}
+
+
+Answer = GatewayStatus | int | Exception
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Answer]], list[str]]:
+    """A gateway that gives these answers in turn, the last one for ever; returns the requests it got."""
+
+    def serve(answers: list[Answer]) -> list[str]:
+        asked: list[str] = []
+        coming: Iterator[Answer] = iter(answers)
+        last = answers[-1]
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            asked.append(f"{request.method} {request.url.path}")
+            answer = next(coming, last)
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(answer, int):
+                return httpx.Response(answer, text="no")
+            return httpx.Response(200, content=answer.model_dump_json())
+
+        real = httpx.AsyncClient
+        transport = httpx.MockTransport(handle)
+        monkeypatch.setattr(httpx, "AsyncClient", lambda **kwargs: real(**{**kwargs, "transport": transport}))
+        return asked
+
+    return serve
+
+
+def events(trigger: BaseTrigger, seconds: float = 5.0) -> list[TriggerEvent]:
+    async def collect() -> list[TriggerEvent]:
+        async with asyncio.timeout(seconds):
+            return [event async for event in trigger.run()]
+
+    return asyncio.run(collect())
+
+
+def step_trigger(**changes: Any) -> ReleaseStepTrigger:
+    return ReleaseStepTrigger(
+        spec=SPEC.model_dump(mode="json"),
+        release=release(**changes).model_dump(mode="json"),
+        gateway_url="http://gateway",
+        interval=0.01,
+    )
+
+
+@pytest.mark.parametrize(
+    "trigger", [step_trigger(), VersionServedTrigger(model="toy", version=None, gateway_url="http://gateway")]
+)
+def test_survives_a_trip_through_the_database(trigger: BaseTrigger) -> None:
+    path, kwargs = trigger.serialize()
+    module, _, name = path.rpartition(".")
+    again = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(kwargs)))
+    assert again.serialize() == (path, kwargs)
+
+
+def test_waits_until_the_evidence_is_there(gateway: Callable[[list[Answer]], list[str]]) -> None:
+    asked = gateway([httpx.ConnectError("down"), 503, status(generation=3), status(), status(**counted(50))])
+    (event,) = events(step_trigger())
+    assert event.payload["action"] == "advance"
+    assert asked == ["GET /v1/models/toy/status"] * 5
+
+
+def test_wakes_up_for_an_ejection(gateway: Callable[[list[Answer]], list[str]]) -> None:
+    ejection = Ejection(
+        model="toy",
+        version="2",
+        release="r1",
+        generation=4,
+        at=datetime.now(UTC),
+        reason="raised too often",
+        requests=60,
+        seconds=1.0,
+    )
+    gateway([status(ejection=ejection)])
+    (event,) = events(step_trigger())
+    assert event.payload["action"] == "roll_back"
+    assert "raised too often" in event.payload["reason"]
+
+
+def test_wakes_up_at_the_deadline_of_a_silent_gateway(gateway: Callable[[list[Answer]], list[str]]) -> None:
+    gateway([httpx.ConnectError("down")])
+    (event,) = events(step_trigger(entered_at=datetime.now(UTC) - timedelta(hours=1)))
+    assert event.payload["action"] == "roll_back"
+    assert "the gateway does not answer" in event.payload["reason"]
+
+
+def test_what_is_no_status_is_no_evidence(gateway: Callable[[list[Answer]], list[str]]) -> None:
+    gateway([404])
+    with pytest.raises(TimeoutError):
+        events(step_trigger(), seconds=0.2)
+
+
+@pytest.mark.parametrize(("wanted", "served"), [("2", "2"), (None, "1")])
+def test_a_version_is_served(gateway: Callable[[list[Answer]], list[str]], wanted: str | None, served: str) -> None:
+    gateway([404, status(champion="2", loaded=()), status(champion=served)])
+    (event,) = events(VersionServedTrigger(model="toy", version=wanted, gateway_url="http://gateway", interval=0.01))
+    assert event.payload == {"version": served}
