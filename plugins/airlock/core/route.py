@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from airlock.core.errors import RouteError
 
-_SCALE = 100.0 / 2**64
+_SCALE = 100.0 / 2**53
 
 
 class Bundle(BaseModel):
@@ -74,7 +74,7 @@ class Route(BaseModel):
         bad = {name: share for name, share in self.weights.items() if not math.isfinite(share) or share < 0}
         if bad:
             raise ValueError(f"weights must be finite and at least 0, got {bad}")
-        total = math.fsum(self.weights.values())
+        total = sum(self.weights.values())
         if not math.isclose(total, 100.0, abs_tol=1e-6):
             raise ValueError(f"weights must add up to 100, they add up to {total:g}: {self.weights}")
         named = {self.champion, *self.weights, *self.shadow} | ({self.candidate} if self.candidate else set())
@@ -126,7 +126,8 @@ def parse_route(text: str | bytes) -> Route:
 def place(salt: str, key: str) -> float:
     """A key's place in [0, 100): BLAKE2b of salt and key, the same in every process for ever."""
     digest = hashlib.blake2b(key.encode(), digest_size=8, key=salt.encode()[:64]).digest()
-    return int.from_bytes(digest, "big") * _SCALE
+    # 53 bits are what a float holds: with all 64 the last places would be rounded up to 100.
+    return (int.from_bytes(digest, "big") >> 11) * _SCALE
 
 
 def choose(route: Route, key: str) -> str:
