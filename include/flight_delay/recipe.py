@@ -1,7 +1,71 @@
-"""The owner's code for ``flight_delay``: where its data comes from and how it is learned."""
+"""The owner's code for ``flight_delay``: where its data comes from and how it is learned.
+
+Everything that a raw row needs is inside the pipeline, so that serving runs the same code.
+"""
 
 from __future__ import annotations
 
-from include.flight_delay.data import load
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["load"]
+import numpy as np
+from sklearn.compose import ColumnTransformer, make_column_selector
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_selection import SelectPercentile, f_classif
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder
+
+from airlock.transformers import Cyclical, Interaction, OutlierCapper
+from include.flight_delay.data import load, online_frames
+
+if TYPE_CHECKING:
+    import optuna
+    import pandas as pd
+
+__all__ = ["baseline", "load", "online_frames", "pipeline", "search_space"]
+
+
+def pipeline(params: Mapping[str, Any]) -> Pipeline:
+    """Imputation, capping, encoding, one interaction and a selection in front of boosted trees."""
+    trees = {
+        name: params[name]
+        for name in ("learning_rate", "max_iter", "max_leaf_nodes", "min_samples_leaf", "l2_regularization")
+        if name in params
+    }
+    numbers = Pipeline([("impute", SimpleImputer(strategy="median")), ("cap", OutlierCapper())])
+    delays = Pipeline([("impute", SimpleImputer(strategy="median")), ("multiply", Interaction())])
+    unknown = params.get("unknown_category", "ignore")
+    categories = OneHotEncoder(handle_unknown=unknown, sparse_output=False, dtype=np.float32)
+    columns = ColumnTransformer(
+        [
+            ("number", numbers, make_column_selector(dtype_include="number")),
+            ("hour", Cyclical(1440), ["minute"]),
+            ("day", Cyclical(7), ["weekday"]),
+            ("queue", delays, ["origin_dep_delay_2h", "hub_waiting"]),
+            ("category", categories, ["carrier", "origin"]),
+        ]
+    )
+    return Pipeline(
+        [
+            ("columns", columns),
+            ("select", SelectPercentile(f_classif, percentile=params.get("percentile", 90))),
+            ("trees", HistGradientBoostingClassifier(**trees, early_stopping=False, random_state=7)),
+        ]
+    )
+
+
+def search_space(trial: optuna.Trial) -> dict[str, Any]:
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.15, log=True),
+        "max_iter": trial.suggest_int("max_iter", 60, 180, step=20),
+        "max_leaf_nodes": trial.suggest_int("max_leaf_nodes", 8, 32),
+        "min_samples_leaf": trial.suggest_int("min_samples_leaf", 20, 400, log=True),
+        "l2_regularization": trial.suggest_float("l2_regularization", 1e-3, 30.0, log=True),
+        "percentile": trial.suggest_int("percentile", 60, 100, step=5),
+    }
+
+
+def baseline(frame: pd.DataFrame) -> pd.Series[str]:
+    """The group whose delay rate a timetable would quote: carrier and scheduled hour."""
+    return frame["carrier"] + "-" + (frame["minute"] // 60).astype(int).astype(str)

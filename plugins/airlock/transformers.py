@@ -48,7 +48,7 @@ class OutlierCapper(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # t
 class Cyclical(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Sine and cosine of whole numbers that come round again, such as a minute of the day.
 
-    A value is taken modulo ``period`` and rounded down. One column gives two; takes no missing values.
+    A value is rounded down and taken modulo ``period``. One column gives two; takes no missing values.
 
     Args:
         period: after how many units the value comes round, a whole number of at least 2.
@@ -68,8 +68,8 @@ class Cyclical(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def transform(self, X: Any) -> Floats:  # noqa: N803
         check_is_fitted(self)
         values = validate_data(self, X, dtype=np.float32, reset=False)
-        place = np.floor(np.mod(values, np.float32(self.period))).astype(np.int64)
-        turned: Floats = self.table_[np.minimum(place, self.period - 1)].reshape(len(values), self._n_features_out)
+        place = np.mod(np.floor(values), np.float32(self.period)).astype(np.int64)
+        turned: Floats = self.table_[place].reshape(len(values), self._n_features_out)
         return turned
 
     @property
@@ -148,12 +148,12 @@ def _cyclical(scope: Any, operator: Any, container: Any) -> None:
 
     graph, period = _Graph(scope, operator, container), operator.raw_operator.period
     # fmod keeps the sign of the value: adding the period once and taking the remainder again makes it positive.
+    # On whole numbers, hence the floor first, that is exact.
     length = graph.constant(np.array([period], np.float32))
-    signed = graph.add("Mod", [graph.input, length], fmod=1)
+    signed = graph.add("Mod", [graph.add("Floor", [graph.input]), length], fmod=1)
     positive = graph.add("Mod", [graph.add("Add", [signed, length]), length], fmod=1)
-    place = graph.add("Cast", [graph.add("Floor", [positive])], to=TensorProto.INT64)
-    bounded = graph.add("Min", [place, graph.constant(np.array([period - 1], np.int64))])
-    turned = graph.add("Gather", [graph.constant(operator.raw_operator.table_), bounded], axis=0)
+    place = graph.add("Cast", [positive], to=TensorProto.INT64)
+    turned = graph.add("Gather", [graph.constant(operator.raw_operator.table_), place], axis=0)
     shape = graph.constant(np.array([-1, 2 * operator.raw_operator.n_features_in_], np.int64))
     graph.add("Reshape", [turned, shape], graph.output)
 

@@ -28,6 +28,7 @@ from airlock.core.spec import Input
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 IR_VERSION = 10
 _CHUNK = 50_000
+Feeds = dict[str, npt.NDArray[Any]]
 
 
 def as_inputs(frame: pd.DataFrame, inputs: Mapping[str, Input]) -> pd.DataFrame:
@@ -51,11 +52,6 @@ def as_inputs(frame: pd.DataFrame, inputs: Mapping[str, Input]) -> pd.DataFrame:
         except (TypeError, ValueError) as error:
             raise DataInvalid(f"input {name!r} must be numbers ({declared.type}): {error}") from error
     return pd.DataFrame(columns, index=frame.index)
-
-
-def feeds(typed: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
-    """One ``[N, 1]`` array for each column of :func:`as_inputs`."""
-    return {str(name): typed[name].to_numpy().reshape(-1, 1) for name in typed.columns}
 
 
 def check_graph(content: bytes, source: str) -> None:
@@ -100,6 +96,7 @@ class OnnxModel:
     def __init__(self, folder: Path, *, digest: str | None = None, threads: int = 1) -> None:
         import onnxruntime
 
+        self.folder = folder
         try:
             self.digest = digest or sha256((folder / MANIFEST).read_bytes())
         except OSError as error:
@@ -123,13 +120,26 @@ class OnnxModel:
             DataInvalid: the frame lacks an input, or ONNX Runtime refuses a row (an unknown category).
         """
         typed = as_inputs(frame, self.manifest.inputs)
-        parts = [self._run(typed.iloc[start : start + _CHUNK]) for start in range(0, len(typed), _CHUNK)]
+        parts = [self.run(_feeds(typed.iloc[start : start + _CHUNK])) for start in range(0, len(typed), _CHUNK)]
         return np.concatenate(parts) if parts else np.empty(0)
 
-    def _run(self, typed: pd.DataFrame) -> npt.NDArray[np.float64]:
-        # ONNX Runtime's exceptions share no base class below RuntimeError and Exception.
+    def feeds(self, frame: pd.DataFrame) -> Feeds:
+        """The frame's rows as ONNX Runtime takes them."""
+        return _feeds(as_inputs(frame, self.manifest.inputs))
+
+    def run(self, feeds: Feeds) -> npt.NDArray[np.float64]:
+        """The answers to :meth:`feeds`, shape ``(rows,)``.
+
+        Raises:
+            DataInvalid: ONNX Runtime refuses the rows.
+        """
+        # ONNX Runtime's exceptions share no base class of their own.
         try:
-            (answer,) = self._session.run([self.manifest.output], feeds(typed))
+            (answer,) = self._session.run([self.manifest.output], feeds)
         except Exception as error:
             raise DataInvalid(f"{self.manifest.model}: ONNX Runtime refuses the rows: {error}") from error
-        return np.asarray(answer, np.float64).reshape(len(typed))
+        return np.asarray(answer, np.float64).reshape(-1)
+
+
+def _feeds(typed: pd.DataFrame) -> Feeds:
+    return {str(name): typed[name].to_numpy().reshape(-1, 1) for name in typed.columns}

@@ -1,0 +1,204 @@
+"""The model registry: versions with their lineage, and the bundles that they stand for."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from airlock import settings
+from airlock.core.bundle import verify
+from airlock.core.errors import GateRefused, NotFound, Unavailable
+from airlock.core.refs import EvaluatedRef, Ref, VersionRef
+from airlock.core.spec import ModelSpec
+from airlock.core.verdict import Status, fold
+from airlock.steps import tracking
+
+_KEY = "airlock.register_key"
+_BUNDLE = "airlock.bundle"
+_SCHEMA = "airlock.schema"
+_SEMANTIC = "airlock.semantic_version"
+
+
+class Registry:
+    """MLflow's registry at ``tracking_url``.
+
+    Args:
+        bundles: where fetched bundles are kept, by digest; unset: ``settings.bundles``.
+    """
+
+    def __init__(self, tracking_url: str, *, bundles: Path | None = None) -> None:
+        self.url = tracking_url
+        self.bundles = bundles or settings.load().bundles
+        self._client = tracking.client(tracking_url)
+
+    def register(self, spec: ModelSpec, evaluated: EvaluatedRef, *, key: str) -> VersionRef:
+        """Register a candidate that passed its gates. The same ``key`` gives the same version.
+
+        The version's bundle is then fetched from MLflow, so that what is packaged is what was stored.
+
+        Raises:
+            GateRefused: a gate did not pass.
+            ArtifactCorrupt: the stored bundle is not the one that was judged.
+            Unavailable: MLflow does not answer.
+        """
+        if fold(evaluated.verdicts) is not Status.PASS:
+            refused = "; ".join(f"{v.name}: {v.reason}" for v in evaluated.verdicts if not v.passed)
+            raise GateRefused(f"{spec.model}: not registered, {refused or 'no gate gave a verdict'}")
+        known = self._search(f"name = '{spec.model}' AND tags.`{_KEY}` = '{_quoted(key)}'")
+        version = known[0] if known else self._create(spec, evaluated, key)
+        return self._ref(version)
+
+    def version(self, model: str, version: str) -> VersionRef:
+        """A registered version, its bundle fetched and verified.
+
+        Raises:
+            NotFound: there is no such version; the message names the newest.
+        """
+        found = [each for each in self._search(f"name = '{model}'") if str(each.version) == str(version)]
+        if not found:
+            newest = max((int(each.version) for each in self._search(f"name = '{model}'")), default=None)
+            hint = f"the newest is {newest}" if newest else "no version is registered: train it first"
+            raise NotFound(f"{model} has no version {version}; {hint}")
+        return self._ref(found[0])
+
+    def latest(self, model: str) -> VersionRef:
+        """The version with the highest number.
+
+        Raises:
+            NotFound: the model has none.
+        """
+        found = self._search(f"name = '{model}'")
+        if not found:
+            raise NotFound(f"{model} has no registered version: train it first")
+        return self._ref(max(found, key=lambda each: int(each.version)))
+
+    def set_alias(self, model: str, alias: str, version: str) -> None:
+        """Point ``alias`` at a version. A projection of the ledger for people who look into MLflow."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_registered_model_alias(model, alias, str(version))
+        except MlflowException as error:
+            raise Unavailable(f"MLflow at {self.url} did not set {model}@{alias}: {error.message}") from error
+
+    def alias(self, model: str, alias: str) -> str | None:
+        """The number of the version that ``alias`` points at."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.get_model_version_by_alias(model, alias).version)
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise Unavailable(f"MLflow at {self.url} does not answer: {error.message}") from error
+
+    def run_of(self, model: str, version: str) -> str:
+        """The id of the training run of a version.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        for each in self._search(f"name = '{model}'"):
+            if str(each.version) == str(version):
+                return str(each.run_id)
+        raise NotFound(f"{model} has no version {version} in MLflow at {self.url}")
+
+    def artifact(self, run_id: str, path: str, folder: Path) -> Path:
+        """Download one artifact of a run into ``folder``.
+
+        Raises:
+            NotFound: the run has no such artifact, or MLflow does not give it.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self._client.download_artifacts(run_id, path, str(folder)))
+        except (MlflowException, OSError) as error:
+            raise NotFound(f"MLflow at {self.url} has no artifact {path} of run {run_id}: {error}") from error
+
+    def _search(self, where: str) -> list[Any]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return list(self._client.search_model_versions(where, max_results=1000))
+        except MlflowException as error:
+            raise Unavailable(f"MLflow at {self.url} does not answer: {error.message}") from error
+
+    def _create(self, spec: ModelSpec, evaluated: EvaluatedRef, key: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        trained = evaluated.onnx.trained
+        try:
+            self._client.create_registered_model(spec.model, description=spec.description)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise Unavailable(f"MLflow at {self.url} does not register: {error.message}") from error
+        run = self._client.get_run(trained.run_id)
+        schema = hashlib.sha256(repr(sorted(spec.inputs.items())).encode()).hexdigest()
+        tags = {
+            _KEY: key,
+            _BUNDLE: evaluated.onnx.digest,
+            _SCHEMA: schema,
+            _SEMANTIC: self._semantic(spec.model, schema),
+            "airlock.data_digest": trained.training_set.digest,
+            "airlock.snapshot_digest": trained.training_set.snapshot,
+            "airlock.until": trained.training_set.until.isoformat(),
+            "airlock.evidence_digest": evaluated.digest,
+            "airlock.judged_against": evaluated.champion or "baseline",
+            "airlock.git_commit": run.data.tags.get("mlflow.source.git.commit", "unknown"),
+            "airlock.owner": spec.owner,
+            tracking.RUN_KEY: run.data.tags.get(tracking.RUN_KEY, ""),
+        }
+        model_id = run.data.tags.get("airlock.model_id")
+        source = f"models:/{model_id}" if model_id else f"runs:/{trained.run_id}/bundle"
+        try:
+            return self._client.create_model_version(
+                spec.model, source, trained.run_id, tags=tags, model_id=model_id, await_creation_for=0
+            )
+        except MlflowException as error:
+            raise Unavailable(f"MLflow at {self.url} did not create a version: {error.message}") from error
+
+    def _semantic(self, model: str, schema: str) -> str:
+        """Major changes with the inputs, minor with every other version."""
+        tagged = [each.tags for each in self._search(f"name = '{model}'") if _SEMANTIC in each.tags]
+        if not tagged:
+            return "1.0.0"
+        newest = max(tagged, key=lambda tags: [int(part) for part in tags[_SEMANTIC].split(".")])
+        major, minor, _ = (int(part) for part in newest[_SEMANTIC].split("."))
+        return f"{major}.{minor + 1}.0" if newest.get(_SCHEMA) == schema else f"{major + 1}.0.0"
+
+    def _ref(self, version: Any) -> VersionRef:
+        digest = version.tags.get(_BUNDLE)
+        if not digest:
+            raise NotFound(f"{version.name} version {version.version} was not registered by Airlock: it has no bundle")
+        bundle = self.fetch(version.name, str(version.run_id), digest)
+        return VersionRef(model=version.name, version=str(version.version), run_id=str(version.run_id), bundle=bundle)
+
+    def fetch(self, model: str, run_id: str, digest: str) -> Ref:
+        """A run's bundle in this machine's store of bundles, downloaded unless it is there, verified either way.
+
+        Raises:
+            ArtifactCorrupt: what was stored or downloaded is not what ``digest`` says.
+            NotFound: MLflow does not have it.
+        """
+        folder = self.bundles / model / digest[7:39]
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="fetching-") as work:
+                fetched = self.artifact(run_id, "bundle", Path(work))
+                verify(fetched, digest)
+                try:
+                    fetched.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # otherwise another process was faster with the same content
+                        raise
+        verify(folder, digest)
+        return Ref(path=str(folder), digest=digest)
+
+
+def _quoted(key: str) -> str:
+    if "'" in key:
+        raise ValueError(f"a key may not hold a single quote: {key!r}")
+    return key
