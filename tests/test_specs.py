@@ -219,7 +219,7 @@ class TestFind:
 class TestSchema:
     def test_the_copy_for_editors_is_current(self) -> None:
         assert (PROJECT / "docs" / "spec.schema.json").read_text() == specs.schema_text(), (
-            "write it again: airlock spec schema > docs/spec.schema.json"
+            "write it again: airlock spec schema --out docs/spec.schema.json"
         )
 
     def test_it_knows_short_inputs_and_readable_durations(self) -> None:

@@ -162,13 +162,49 @@ tallies = st.builds(
 )
 
 
-@given(tallies)
+def summed(requests: int, error_rate: float, slow_rate: float, mean: float, spread: float) -> Tally:
+    """The sums of any number of requests, without counting them one by one."""
+    slow = int(requests * slow_rate)
+    return Tally(
+        requests=requests,
+        errors=int(requests * error_rate),
+        latency=[0] * 20 + [requests - slow] + [0] * (BUCKETS - 22) + [slow],
+        paired=requests,
+        difference=requests * mean,
+        difference_squared=requests * (mean * mean + spread * spread),
+        absolute=requests * max(abs(mean), spread * 0.8),
+    )
+
+
+large = st.builds(
+    summed,
+    requests=st.integers(0, 100_000),
+    error_rate=st.floats(0, 0.06),
+    slow_rate=st.floats(0, 0.04),
+    mean=st.floats(-0.1, 0.1),
+    spread=st.floats(0, 0.3),
+)
+
+
+@given(st.one_of(tallies, large))
 def test_the_gateway_ejects_exactly_what_the_control_plane_fails(tally: Tally) -> None:
     failed = [verdict.reason for verdict in judge_guards(ALL, tally, None) if verdict.status is Status.FAIL]
     reason = breach(limits_of(ALL), tally)
     assert (reason is None) == (not failed)
     if reason is not None:
         assert reason in failed
+
+
+@pytest.mark.parametrize("excess", [1.3, 2.0, 10.0])
+def test_with_enough_requests_every_excess_is_found(excess: float) -> None:
+    for tally in (summed(50_000, 0.02 * excess, 0, 0, 0), summed(50_000, 0, 0.01 * excess, 0, 0)):
+        assert breach(limits_of([ERRORS, LATENCY]), tally) is not None
+    for mean in (0.05 * excess, -0.05 * excess):
+        assert breach(limits_of([SHIFT]), summed(50_000, 0, 0, mean, 0.1)) is not None
+
+
+def test_at_the_bound_nothing_is_found_however_many_the_requests() -> None:
+    assert breach(limits_of(ALL), summed(1_000_000, 0.02, 0.01, 0.05, 0.1)) is None
 
 
 @given(tallies)
