@@ -9,7 +9,7 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param
 
 from airlock.core.spec import ModelSpec
 
-START = datetime(2026, 1, 1, tzinfo=UTC)
+START = datetime(2024, 1, 1, tzinfo=UTC)
 RETRY_AFTER = timedelta(seconds=5)
 
 

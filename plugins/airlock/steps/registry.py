@@ -83,6 +83,17 @@ class Registry:
         except MlflowException as error:
             raise Unavailable(f"MLflow at {self.url} did not set {model}@{alias}: {error.message}") from error
 
+    def clear_alias(self, model: str, alias: str, version: str) -> None:
+        """Remove ``alias`` if it names ``version``."""
+        from mlflow.exceptions import MlflowException
+
+        if self.alias(model, alias) != str(version):
+            return
+        try:
+            self._client.delete_registered_model_alias(model, alias)
+        except MlflowException as error:
+            raise Unavailable(f"MLflow at {self.url} did not remove {model}@{alias}: {error.message}") from error
+
     def alias(self, model: str, alias: str) -> str | None:
         """The number of the version that ``alias`` points at."""
         from mlflow.exceptions import MlflowException
