@@ -1,5 +1,5 @@
 # Everything that can be done with this repository. Needs Python 3.11, pip and make; the rest is installed.
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.airlock-ready

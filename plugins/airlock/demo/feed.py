@@ -7,9 +7,9 @@ them. Nothing is published before the simulated clock has reached it.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import multiprocessing
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -139,13 +139,10 @@ class _Airport:
 
     def _publish(self, now: datetime) -> None:
         from airlock.steps import features
-        from airlock.steps.recipes import load_recipe
 
-        recipe: Any = load_recipe(self._spec, self._settings)
-        frames: Mapping[str, pd.DataFrame] = recipe.online_frames(self._pushed, now)
-        for view, frame in frames.items():
-            if len(frame):
-                features.push(self._spec, self._settings, view, frame)
+        data = importlib.import_module(f"include.{self._spec.model}.data")
+        for view, frame in data.online_frames(now, since=self._pushed).items():
+            features.push(self._spec, self._settings, view, frame)
         self._pushed = now
 
     def _departing(self, since: datetime, until: datetime, share: float) -> list[tuple[float, dict[str, Any]]]:

@@ -150,7 +150,7 @@ class Stack:
         began = time.monotonic()
         waiting = set(wanted)
         migration = self._launch(migrate(settings, env), settings)
-        for name in sorted({MLFLOW, GATEWAY} & set(wanted)):
+        for name in (MLFLOW, GATEWAY):
             state = self._launch_part(state, wanted[name], settings)
         if migration.wait(timeout=_START_TIMEOUT) != 0:
             raise Unavailable(_died("db-migrate", migration.returncode, settings))
@@ -213,7 +213,7 @@ class Stack:
             for name in PARTS
         )
         return StackStatus(
-            up=all(part.healthy for part in found if part.pid),
+            up=all(part.healthy for part in found),
             home=str(settings.home),
             port_base=state.port_base,
             urls={"airflow": settings.airflow_url, "mlflow": settings.mlflow_url, "gateway": settings.gateway_url},

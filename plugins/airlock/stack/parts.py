@@ -33,6 +33,24 @@ _TELEMETRY_OFF = {
 }
 
 # For one user on a small machine: short waits between looks, few processes, no example DAGs.
+# A task is forked from a process that has imported what tasks need; without it each one spends seconds on that.
+_WARM = (
+    "airflow.executors.local_executor",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airlock.dag_builder.build",
+    "airlock.control",
+    "sklearn.ensemble",
+    "matplotlib.figure",
+    "duckdb",
+    "optuna",
+    "mlflow.onnx",
+    "mlflow.tracking",
+    "onnxruntime",
+    "skl2onnx",
+    "great_expectations",
+    "feast",
+)
 _AIRFLOW = {
     "CORE__LOAD_EXAMPLES": "False",
     "CORE__EXECUTOR": "LocalExecutor",
@@ -46,6 +64,8 @@ _AIRFLOW = {
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
     "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
     "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "5",
+    "SCHEDULER__MP_START_METHOD": "forkserver",
+    "SCHEDULER__MP_FORKSERVER_PRELOAD": ",".join(_WARM),
     "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
     "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
     "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "5",
@@ -88,7 +108,6 @@ def parts(settings: Settings, ports: Ports, env: Mapping[str, str]) -> dict[str,
     return {
         name: Part(name, command, {**env, "AIRLOCK_PART": name}, log_file(settings, name))
         for name, command in commands.items()
-        if name != GATEWAY or (settings.bentos / "gateway" / "service.py").exists()
     }
 
 
@@ -156,9 +175,8 @@ def _mlflow(settings: Settings, ports: Ports) -> tuple[str, ...]:
 
 def _gateway(settings: Settings, ports: Ports) -> tuple[str, ...]:
     return (
-        *(sys.executable, "-m", "bentoml", "serve", "service:Gateway"),
-        *("--working-dir", str(settings.bentos / "gateway"), "--host", HOST, "--port", str(ports.gateway)),
-        *("--api-workers", "1"),
+        *(sys.executable, "-m", "bentoml", "serve", "gateway.service:Gateway"),
+        *("--working-dir", str(settings.bentos), "--host", HOST, "--port", str(ports.gateway)),
     )
 
 
