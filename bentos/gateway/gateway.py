@@ -29,7 +29,7 @@ from gateway.refusals import Refused
 from gateway.routes import RouteTable
 from gateway.serving import SERVED, SHADOW, Effect, Role, Served
 from gateway.shadow import Scored, ShadowWorker, Task
-from gateway.versions import Version, VersionFailed
+from gateway.versions import Version, VersionFailed, predictions
 
 logger = logging.getLogger("airlock.gateway")
 
@@ -139,7 +139,7 @@ class Gateway:
                 "variant": variant,
                 "request_id": origin.request_id,
                 "fallback": fallback,
-                "predictions": _predictions(version, answers),
+                "predictions": predictions(version.manifest, answers),
             }
         )
         spent = (time.perf_counter() - started) * 1000
@@ -240,17 +240,17 @@ class Gateway:
         *,
         fallback: bool = False,
     ) -> None:
-        predictions: Sequence[float] | None = answers
+        decided: Sequence[float] | None = answers
         probabilities: Sequence[float] | None = None
         if answers is not None and version.manifest.task is Kind.CLASSIFICATION:
             bound = version.manifest.label.threshold
-            predictions, probabilities = [float(p >= bound) for p in answers], answers
+            decided, probabilities = [float(p >= bound) for p in answers], answers
         effect = asked.effect
         self.log.add(
             effect.route.model,
             Entry(
                 *(asked.origin, version.name, effect.variant(version), role, fallback, error),
-                *(predictions, probabilities, latency),
+                *(decided, probabilities, latency),
             ),
         )
 
@@ -335,10 +335,3 @@ def _origin(question: Question, effect: Effect, request_id: str) -> Origin:
         *(time.time_ns() // 1000, request_id, route.generation, route.release),
         *(question.keys, question.event_times_us, effect.columns, question.rows),
     )
-
-
-def _predictions(version: Version, answers: Sequence[float]) -> list[dict[str, float]]:
-    if version.manifest.task is Kind.CLASSIFICATION:
-        bound = version.manifest.label.threshold
-        return [{"prediction": int(p >= bound), "probability": p} for p in answers]
-    return [{"prediction": value} for value in answers]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gateway.refusals import Refused, shown
-from gateway.schema import Row
+from gateway.schema import Row, list_of
 from gateway.serving import Effect
 
 MAX_KEY = 256
@@ -55,21 +55,3 @@ def read_rows(document: dict[str, Any], effect: Effect) -> Question:
     row = effect.schema.row
     nothing = (None,) * len(given)
     return Question([row(values, index) for index, values in enumerate(given)], nothing, nothing, document.get("key"))
-
-
-def list_of(document: dict[str, Any], name: str, limit: int) -> list[Any]:
-    """The list under ``name``, with at least one and at most ``limit`` members.
-
-    Raises:
-        Refused: 422 or 413.
-    """
-    given = document[name]
-    if type(given) is not list:
-        raise Refused(422, "wrong_type", f"{name} must be a list", field=name, expected="list of objects", got=given)
-    if not given:
-        raise Refused(422, "empty_batch", f"{name} is empty; at least one row is needed", field=name,
-                      expected="at least one row", got="0 rows")  # fmt: skip
-    if len(given) > limit:
-        raise Refused(413, "too_many_rows", f"{len(given)} rows; this model takes at most {limit} in one request",
-                      field=name, expected=f"at most {limit} rows", got=f"{len(given)} rows")  # fmt: skip
-    return given

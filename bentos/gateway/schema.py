@@ -110,6 +110,24 @@ class Feeds:
         return feeds
 
 
+def list_of(document: Mapping[str, Any], name: str, limit: int) -> list[Any]:
+    """The list under ``name``, with at least one and at most ``limit`` members.
+
+    Raises:
+        Refused: 422 or 413.
+    """
+    given = document[name]
+    if type(given) is not list:
+        raise Refused(422, "wrong_type", f"{name} must be a list", field=name, expected="list of objects", got=given)
+    if not given:
+        raise Refused(422, "empty_batch", f"{name} is empty; at least one row is needed", field=name,
+                      expected="at least one row", got="0 rows")  # fmt: skip
+    if len(given) > limit:
+        raise Refused(413, "too_many_rows", f"{len(given)} rows; this model takes at most {limit} in one request",
+                      field=name, expected=f"at most {limit} rows", got=f"{len(given)} rows")  # fmt: skip
+    return given
+
+
 def _field(name: str, declared: Input, required: bool) -> _Field:
     bound = EXACT_INT if declared.type == "int" else FLOAT_MAX
     return _Field(

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from airlock.core.bundle import ONNX, verify
+from airlock.core.bundle import ONNX, Manifest, verify
 from airlock.core.errors import ArtifactCorrupt
 from airlock.core.route import Bundle
-from airlock.core.spec import Input
+from airlock.core.spec import Task
 from gateway.schema import Feeds, Row
 
 INLINE_MS = 2.0
@@ -58,15 +58,16 @@ class Version:
 
     def _warm_up(self) -> None:
         """Have ONNX Runtime allocate what it needs, and see what a row costs, before anybody waits."""
-        row: Row = [_plain(declared) for declared in self.manifest.inputs.values()]
-        feeds = Feeds(self.manifest.inputs, list(self.manifest.inputs))
+        manifest = self.manifest
+        rows = [list(manifest.plain_row().values())]
+        may_refuse = not manifest.example and any(i.type == "string" for i in manifest.inputs.values())
+        feeds = Feeds(manifest.inputs, list(manifest.inputs))
         for _ in range(_WARM_UPS):
             started = time.perf_counter()
             try:
-                self._run(self._outputs, feeds([row]))
+                self._run(self._outputs, feeds(rows))
             except Exception as error:
-                # A model may refuse the made-up category; that it cannot run at all would show on real rows too.
-                if "nknown" not in str(error) and not any(i.type == "string" for i in self.manifest.inputs.values()):
+                if not may_refuse:
                     raise ArtifactCorrupt(f"version {self.name} cannot answer a plain row: {error}") from error
             self.ms_per_row = (time.perf_counter() - started) * 1000
 
@@ -96,8 +97,9 @@ class Version:
         return answers
 
 
-def _plain(declared: Input) -> object:
-    if declared.type == "string":
-        return declared.values[0] if declared.values else ""
-    value = declared.min if declared.min is not None else min(0.0, declared.max or 0.0)
-    return int(value) if declared.type == "int" else value
+def predictions(manifest: Manifest, answers: Sequence[float]) -> list[dict[str, float]]:
+    """Answers as they are told: a decision (1 is the positive class) with its probability, or the value."""
+    if manifest.task is Task.CLASSIFICATION:
+        bound = manifest.label.threshold
+        return [{"prediction": int(answer >= bound), "probability": answer} for answer in answers]
+    return [{"prediction": answer} for answer in answers]

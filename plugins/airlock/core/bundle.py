@@ -7,6 +7,7 @@ packed into a Bento and served. A bundle's digest is the SHA-256 of its ``manife
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,7 +20,10 @@ ONNX = "model.onnx"
 
 
 class Manifest(BaseModel):
-    """What a bundle is. ``inputs`` are in the order of the training columns."""
+    """What a bundle is. ``inputs`` are in the order of the training columns.
+
+    ``example`` is one row that the model was trained on; who loads a bundle asks it this one first.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,9 +37,21 @@ class Manifest(BaseModel):
     output: str
     files: dict[str, str]
     lineage: dict[str, str] = {}
+    example: dict[str, float | int | str | None] = {}
+
+    def plain_row(self) -> dict[str, float | int | str | None]:
+        """The example, or a made-up row that keeps every bound; a model may refuse a made-up string."""
+        return {name: self.example.get(name, _made_up(declared)) for name, declared in self.inputs.items()}
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=2)
+
+
+def _made_up(declared: Input) -> float | int | str:
+    if declared.type == "string":
+        return declared.values[0] if declared.values else ""
+    value = min(max(0.0, declared.min or 0.0), declared.max if declared.max is not None else math.inf)
+    return math.ceil(value) if declared.type == "int" else value
 
 
 def sha256(content: bytes) -> str:

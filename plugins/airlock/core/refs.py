@@ -71,7 +71,7 @@ class VersionRef(BaseModel):
 
 
 class BentoRef(Ref):
-    """A built Bento: ``path`` is its folder, ``digest`` that of the bundle's manifest inside it."""
+    """A built Bento: ``path`` is the bundle's folder inside it, ``digest`` that of the bundle's manifest."""
 
     model: str
     version: str

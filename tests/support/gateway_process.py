@@ -1,0 +1,95 @@
+"""A real gateway: ``bentoml serve`` on a free port, as the stack starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class GatewayProcess:
+    """One process group; ``url`` is its address, ``log`` what it said."""
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        service: str = "gateway.service:Gateway",
+        working_dir: Path | None = REPOSITORY / "bentos",
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        port = free_port()
+        self.home = home
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = home / f"gateway-{port}.log"
+        command = [
+            *(sys.executable, "-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)),
+            *("--timeout-graceful-shutdown", "5"),
+            *(("--working-dir", str(working_dir)) if working_dir else ()),
+        ]
+        env = {
+            **os.environ,
+            "AIRLOCK_HOME": str(home),
+            "AIRLOCK_PROJECT": str(REPOSITORY),
+            "BENTOML_HOME": str(home / "bentoml"),
+            "BENTOML_DO_NOT_TRACK": "True",
+            **(environment or {}),
+        }
+        (home / "bentoml").mkdir(parents=True, exist_ok=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=home, start_new_session=True
+            )
+
+    def wait_until_up(self, path: str = "/healthz", seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                if httpx.get(self.url + path, timeout=1).is_success:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"{path} did not answer in {seconds} s: {self.log.read_text()[-3000:]}")
+
+    def stop(self, seconds: float = 20) -> None:
+        """SIGTERM to the parent alone, as a supervisor does, and nothing may be left of the group."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(seconds)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self.process.wait(10)
+
+
+@contextmanager
+def running_gateway(home: Path, ready: str = "/healthz", **options: object) -> Iterator[GatewayProcess]:
+    gateway = GatewayProcess(home, **options)  # type: ignore[arg-type]
+    try:
+        gateway.wait_until_up(ready)
+        yield gateway
+    finally:
+        gateway.kill()
