@@ -35,9 +35,10 @@ class Settings:
 
     @property
     def bentos(self) -> Path:
-        """Source of the gateway and of a version's Bento: the project's own, or what the package ships."""
-        own = self.project / "bentos"
-        return own if own.is_dir() else Path(__file__).parent / "_bentos"
+        """Source of the gateway and of a version's Bento: the project's own, or what the package came with."""
+        package = Path(__file__).parent
+        places = (self.project / "bentos", package / "_bentos", package.parents[1] / "bentos")
+        return next((place for place in places if place.is_dir()), places[0])
 
     @property
     def airflow_home(self) -> Path:
@@ -82,6 +83,11 @@ class Settings:
     @property
     def labels(self) -> Path:
         return self.home / "labels"
+
+    @property
+    def scores(self) -> Path:
+        """Scored batches, by model and version."""
+        return self.home / "scores"
 
     @property
     def reports(self) -> Path:
