@@ -1,0 +1,32 @@
+"""What tests of several parts share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airlock import settings
+
+
+@pytest.fixture(scope="session")
+def prepared_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache folder with the year of flights, parsed once for all tests."""
+    from include.flight_delay import data
+
+    home = tmp_path_factory.mktemp("flights")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRLOCK_HOME", str(home))
+        data.prepared()
+    return home / "cache"
+
+
+@pytest.fixture
+def flights_home(prepared_flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
+    """Settings of this repository's project with an empty home of its own that has the flights' cache."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "cache").symlink_to(prepared_flights)
+    monkeypatch.setenv("AIRLOCK_HOME", str(home))
+    monkeypatch.setenv("AIRLOCK_PROJECT", str(Path(__file__).parents[1]))
+    return settings.load()
