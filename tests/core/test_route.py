@@ -132,6 +132,11 @@ class TestChoice:
         chosen = Counter(choose(route(), f"flight-{number}") for number in range(20_000))
         assert stats.binomtest(chosen["2"], 20_000, 0.25).pvalue > 0.001
 
+    @given(st.text(max_size=50), st.floats(0, 100))
+    def test_the_candidates_share_begins_at_0(self, key: str, share: float) -> None:
+        chosen = choose(route(weights={"1": 100 - share, "2": share}), key)
+        assert chosen == ("2" if place("pepper", key) < share else "1")
+
     def test_places_are_uniform(self) -> None:
         places = [place("pepper", str(number)) for number in range(5000)]
         assert stats.kstest(places, stats.uniform(0, 100).cdf).pvalue > 0.001
