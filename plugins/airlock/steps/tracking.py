@@ -57,7 +57,7 @@ def _skip_feast_headers() -> None:
     provider = "feast.infra.data_sources.mlflow.auth"
     if provider in sys.modules:
         return
-    sys.modules[provider] = None  # type: ignore[assignment] - the import system's word for "not to be imported"
+    sys.modules[provider] = None  # type: ignore[assignment]  # "not to be imported"
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Failure attempting to register request header provider")

@@ -1,0 +1,97 @@
+"""Labels that arrive after the answer, and the predictions that they belong to."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from airlock import prediction_log
+from airlock.core.bundle import sha256
+from airlock.core.errors import DataInvalid
+from airlock.core.spec import ModelSpec
+from airlock.settings import Settings
+
+_UNDATED = "undated"
+
+
+def deliver(spec: ModelSpec, settings: Settings, frame: pd.DataFrame) -> int:
+    """Store labels by the day they became known, each day's file named by its content.
+
+    Delivering the same rows again changes nothing. A key that is delivered with another label later has
+    the later one.
+
+    Args:
+        frame: the spec's key, label and, where the spec names one, label time (aware).
+
+    Returns:
+        How many labels were in ``frame``.
+
+    Raises:
+        DataInvalid: a column is missing, a value is missing, or a time has no time zone.
+    """
+    columns = [spec.data.key, spec.label.name, *([spec.label.time] if spec.label.time else [])]
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise DataInvalid(f"labels of {spec.model} lack the columns {missing}; expected {columns}")
+    rows = frame[columns]
+    if gaps := int(rows.isna().any(axis=1).sum()):
+        raise DataInvalid(f"{gaps} of {len(rows)} labels of {spec.model} have no key, label or time")
+    found = pd.DataFrame({"key": rows[spec.data.key].astype(str), "label": rows[spec.label.name].astype(float)})
+    if spec.label.time is None:
+        days = pd.Series(_UNDATED, index=rows.index)
+    else:
+        times = rows[spec.label.time]
+        if not isinstance(times.dtype, pd.DatetimeTZDtype):
+            raise DataInvalid(f"label time {spec.label.time!r} of {spec.model} has no time zone; give UTC times")
+        found["label_time"] = times.dt.tz_convert("UTC").dt.as_unit("us")
+        days = found["label_time"].dt.strftime("%Y-%m-%d")
+    for day, part in found.sort_values("key").groupby(days):
+        _write(settings.labels / spec.model / f"day={day}", part.reset_index(drop=True))
+    return len(found)
+
+
+def _write(folder: Path, part: pd.DataFrame) -> None:
+    content = pd.util.hash_pandas_object(part, index=False).to_numpy().tobytes()
+    target = folder / f"part-{sha256(content)[7:39]}.parquet"
+    if target.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    making = folder / f".{target.name}.{os.getpid()}.tmp"
+    try:
+        part.to_parquet(making, index=False)
+        making.rename(target)
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def joined(spec: ModelSpec, settings: Settings, since: datetime, until: datetime) -> pd.DataFrame:
+    """Answers of ``since <= event time < until`` whose label was known before ``until``.
+
+    Returns:
+        ``key``, ``event_time``, ``version``, ``variant``, ``prediction``, ``probability``, ``label`` and, where labels
+        have one, ``label_time``; one row an answer, in the order of the log.
+    """
+    import duckdb
+
+    columns = ["key", "event_time", "version", "variant", "prediction", "probability"]
+    log = prediction_log.read(settings, spec.model, since, until, columns)
+    folder = settings.labels / spec.model
+    timed = ["label_time"] if spec.label.time else []
+    if not any(folder.glob("day=*/part-*.parquet")) or log.empty:
+        return pd.DataFrame(columns=[*columns, "label", *timed])
+    files = (folder / "day=*" / "part-*.parquet").as_posix()
+    newest = "QUALIFY row_number() OVER (PARTITION BY key ORDER BY label_time DESC) = 1" if timed else ""
+    known = "WHERE label_time < ?" if timed else ""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("log", log.assign(place=range(len(log))))
+        # The file name is a path of ours and the rest are constants; values are bound.
+        query = f"""
+            SELECT {", ".join(f"log.{name}" for name in columns)}, label{", label_time" if timed else ""}
+            FROM log JOIN (SELECT * FROM read_parquet(?) {known} {newest}) AS labels USING (key)
+            WHERE prediction IS NOT NULL ORDER BY place"""  # noqa: S608
+        values: list[object] = [files, until] if timed else [files]
+        frame: pd.DataFrame = connection.execute(query, values).df()
+    return frame
