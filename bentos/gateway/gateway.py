@@ -11,7 +11,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ from gateway.versions import Version, VersionFailed, predictions
 logger = logging.getLogger("airlock.gateway")
 
 _THREADS = 4
+_PATIENCE_SECONDS = 5.0
 
 
 class TimedOut(VersionFailed):
@@ -59,7 +60,8 @@ class Gateway:
         self._shadow: ShadowWorker
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="airlock-run")
         self._busy = 0
-        self._background: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None]
+        self._unwritten: set[asyncio.Task[None]] = set()
         # Ids that no other process hands out, without asking the system for randomness each time.
         prefix = secrets.token_hex(6)
         self._ids = (f"{prefix}-{number:x}" for number in itertools.count(1))
@@ -68,14 +70,15 @@ class Gateway:
         self._shadow = ShadowWorker(self._compare)
         self.log.start()
         await self.routes.start()
-        self._keep(self.routes.watch())
+        self._watch = asyncio.create_task(self.routes.watch())
 
     async def stop(self) -> None:
         """Called when no request is open any more: finish shadow scoring, write the log out."""
-        for task in self._background:
-            task.cancel()
+        self._watch.cancel()
         self.routes.close()
         await self._shadow.close()
+        if self._unwritten:
+            await asyncio.wait(self._unwritten, timeout=_PATIENCE_SECONDS)
         await asyncio.to_thread(self.log.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -258,7 +261,9 @@ class Gateway:
         ejection = served.must_go(version.name, role)
         if ejection is not None:
             self.metrics.ejections[ejection.model] += 1
-            self._keep(self._remember(ejection))
+            task = asyncio.create_task(self._remember(ejection))
+            self._unwritten.add(task)
+            task.add_done_callback(self._unwritten.discard)
 
     async def _remember(self, ejection: Ejection) -> None:
         target = self.paths.ejections / f"{ejection.model}.json"
@@ -308,11 +313,6 @@ class Gateway:
             for ours, theirs in zip(candidate, champion, strict=True):
                 tally.compared(ours, theirs)
         self._look(task.served, version, role)
-
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     def _gauges(self) -> Iterator[Metric]:
         models = self.routes.models

@@ -41,6 +41,7 @@ class Schema:
     def __init__(self, required: Mapping[str, Input], optional: Mapping[str, Input] | None = None) -> None:
         self.inputs = {**required, **(optional or {})}
         self._fields = tuple(_field(name, declared, name in required) for name, declared in self.inputs.items())
+        self._loose = bool(optional)
 
     def row(self, given: object, index: int) -> Row:
         """The values of one row in the order of the inputs; ``None`` is missing.
@@ -64,13 +65,13 @@ class Schema:
             if not fine:
                 value = _second_look(field, given, index)
             values.append(value)
-        if len(given) != len(values):
+        if self._loose or len(given) != len(values):
             self._refuse_unknown(given, index)
         return values
 
     def _refuse_unknown(self, given: dict[str, Any], index: int) -> None:
         name = next((name for name in given if name not in self.inputs), None)
-        if name is None:  # fewer than there are, because optional ones were left out
+        if name is None:
             return
         raise Refused(422, "unknown_feature", f"row {index} has a feature {shown_name(name)!r} that the model does not "
                       "take", row=index, field=shown_name(name), expected=f"only {', '.join(self.inputs)}",
@@ -82,31 +83,35 @@ def shown_name(name: str) -> str:
 
 
 class Feeds:
-    """Turns checked rows into what ONNX Runtime takes: one ``[N, 1]`` tensor for each input.
+    """Turns checked rows into what ONNX Runtime takes: one ``[N, 1]`` tensor for each of a version's inputs.
 
-    ``order`` are the names of the columns of the rows; inputs that it lacks are missing values.
+    ``schema`` is the rows' own, and has every input of the version.
     """
 
-    def __init__(self, inputs: Mapping[str, Input], order: Sequence[str]) -> None:
-        places = {name: index for index, name in enumerate(order)}
-        self.absent = tuple(name for name, declared in inputs.items() if name not in places and not declared.nullable)
-        numbers = [name for name, declared in inputs.items() if declared.type != "string" and name in places]
-        strings = [name for name, declared in inputs.items() if declared.type == "string" and name in places]
-        self._numbers = [(name, places[name]) for name in numbers]
-        self._strings = [(name, places[name]) for name in strings]
-        self._missing = [(name, declared.type) for name, declared in inputs.items() if name not in places]
+    def __init__(self, inputs: Mapping[str, Input], schema: Schema) -> None:
+        places = {name: index for index, name in enumerate(schema.inputs)}
+        self._needed = [
+            (name, places[name])
+            for name, declared in inputs.items()
+            if not declared.nullable and schema.inputs[name].nullable
+        ]
+        self._names = [name for name, declared in inputs.items() if declared.type != "string"]
+        self._numbers = [places[name] for name in self._names]
+        self._strings = [(name, places[name]) for name, declared in inputs.items() if declared.type == "string"]
+
+    def lacks(self, rows: Sequence[Row]) -> str | None:
+        """An input that the version needs and that a row does not carry."""
+        return next((name for name, place in self._needed for row in rows if row[place] is None), None)
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, npt.NDArray[Any]]:
         count = len(rows)
         feeds: dict[str, npt.NDArray[Any]] = {}
         if self._numbers:
             # One conversion for all numbers: None becomes NaN, and each slice is an input's own [N, 1].
-            matrix = np.array([[row[place] for row in rows] for _, place in self._numbers], np.float32)
-            feeds.update(zip([name for name, _ in self._numbers], matrix.reshape(-1, count, 1), strict=True))
+            matrix = np.array([[row[place] for row in rows] for place in self._numbers], np.float32)
+            feeds.update(zip(self._names, matrix.reshape(-1, count, 1), strict=True))
         for name, place in self._strings:
             feeds[name] = np.array([row[place] or "" for row in rows], object).reshape(count, 1)
-        for name, kind in self._missing:
-            feeds[name] = np.full((count, 1), "", object) if kind == "string" else np.full((count, 1), np.nan, "f4")
         return feeds
 
 

@@ -49,9 +49,7 @@ class Effect:
         }
         self.schema = Schema(required, optional)
         self.columns = tuple((name, str(declared.type)) for name, declared in self.schema.inputs.items())
-        self.feeds = {
-            name: Feeds(version.manifest.inputs, list(self.schema.inputs)) for name, version in involved.items()
-        }
+        self.feeds = {name: Feeds(version.manifest.inputs, self.schema) for name, version in involved.items()}
 
     def choose(self, key: str) -> Version:
         """The version that answers ``key``."""

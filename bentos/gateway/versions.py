@@ -13,7 +13,7 @@ from airlock.core.bundle import ONNX, Manifest, verify
 from airlock.core.errors import ArtifactCorrupt
 from airlock.core.route import Bundle
 from airlock.core.spec import Task
-from gateway.schema import Feeds, Row
+from gateway.schema import Feeds, Row, Schema
 
 INLINE_MS = 2.0
 """A run that is expected to take longer leaves the event loop and goes to a thread."""
@@ -61,7 +61,7 @@ class Version:
         manifest = self.manifest
         rows = [list(manifest.plain_row().values())]
         may_refuse = not manifest.example and any(i.type == "string" for i in manifest.inputs.values())
-        feeds = Feeds(manifest.inputs, list(manifest.inputs))
+        feeds = Feeds(manifest.inputs, Schema(manifest.inputs))
         for _ in range(_WARM_UPS):
             started = time.perf_counter()
             try:
@@ -80,8 +80,8 @@ class Version:
         Raises:
             VersionFailed: the model raised, or an answer is not a finite number.
         """
-        if feeds.absent:
-            raise VersionFailed(f"the request does not carry {', '.join(feeds.absent)}")
+        if missing := feeds.lacks(rows):
+            raise VersionFailed(f"the request does not carry {missing}")
         started = time.perf_counter()
         try:
             (output,) = self._run(self._outputs, feeds(rows))

@@ -36,7 +36,7 @@ class Version:
 
         self._loaded = Loaded(FACTS["version"], Bundle(path=str(HERE / "bundle"), digest=FACTS["digest"]))
         self._schema = Schema(self._loaded.manifest.inputs)
-        self._feeds = Feeds(self._loaded.manifest.inputs, list(self._loaded.manifest.inputs))
+        self._feeds = Feeds(self._loaded.manifest.inputs, self._schema)
 
     @bentoml.api  # type: ignore[untyped-decorator]
     def predict(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,418 @@
+"""A gateway over HTTP, in this process: who answers, what is counted, when a candidate goes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from gateway.app import App
+from gateway.gateway import Gateway
+from gateway.paths import Paths
+
+from airlock.core.route import Bundle, Limits, place
+from airlock.core.spec import Input, Serving, Task
+from airlock.core.tally import Ejection, GatewayStatus
+from tests.support.tiny_models import GOOD_ROW, INPUTS, bundle, publish, route
+
+PREDICT = "/v1/models/late/predict"
+ROWS = {"rows": [GOOD_ROW]}
+
+
+class Running:
+    """A gateway in this event loop and a client of it."""
+
+    def __init__(self, home: Path, gateway: Gateway, client: httpx.AsyncClient) -> None:
+        self.home = home
+        self.gateway = gateway
+        self.client = client
+
+    async def ask(self, key: str = "k", row: dict[str, Any] | None = None) -> dict[str, Any]:
+        response = await self.client.post(PREDICT, json={"rows": [row or GOOD_ROW], "key": key})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    async def status(self) -> GatewayStatus:
+        response = await self.client.get("/v1/models/late/status")
+        assert response.status_code == 200, response.text
+        return GatewayStatus.model_validate_json(response.content)
+
+    async def until(self, reached: Callable[[GatewayStatus], bool]) -> GatewayStatus:
+        for _ in range(500):
+            if reached(status := await self.status()):
+                return status
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"did not come: {status}")
+
+
+async def _no_bentoml(_scope: object, _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+    await send({"type": "http.response.start", "status": 418, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def running(home: Path) -> AsyncIterator[Running]:
+    gateway = Gateway(Paths(home=home, project=home))
+    await gateway.start()
+    transport = httpx.ASGITransport(App(gateway, _no_bentoml))  # type: ignore[arg-type]
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            yield Running(home, gateway, client)
+    finally:
+        await gateway.stop()
+
+
+def in_gateway(home: Path, body: Callable[[Running], Awaitable[None]]) -> None:
+    async def run() -> None:
+        async with running(home) as gateway:
+            await body(gateway)
+
+    asyncio.run(run())
+
+
+def keys(share: float, count: int = 1) -> list[str]:
+    """Keys that a candidate with this share answers."""
+    found = (key for key in map(str, range(100_000)) if place("salt", key) < share)
+    return [next(found) for _ in range(count)]
+
+
+@pytest.fixture
+def champion(tmp_path: Path) -> Bundle:
+    return bundle(tmp_path / "bundles" / "1")
+
+
+@pytest.fixture
+def better(tmp_path: Path) -> Bundle:
+    return bundle(tmp_path / "bundles" / "2", bias=0.1)
+
+
+@pytest.fixture
+def raising(tmp_path: Path) -> Bundle:
+    """Raises on any carrier but UA."""
+    return bundle(tmp_path / "bundles" / "raising", carriers=("UA",))
+
+
+def test_an_answer_carries_version_variant_and_request_id(tmp_path: Path, champion: Bundle) -> None:
+    publish(tmp_path, route(champion))
+
+    async def body(gateway: Running) -> None:
+        response = await gateway.client.post(PREDICT, json=ROWS, headers={"x-request-id": "abc"})
+        answer = response.json()
+        probability = answer["predictions"][0].pop("probability")
+        assert answer == {
+            "model": "late",
+            "version": "1",
+            "variant": "champion",
+            "request_id": "abc",
+            "fallback": False,
+            "predictions": [{"prediction": 1}],
+        }
+        assert probability == pytest.approx(0.52506, abs=1e-4)
+        first, second = await gateway.ask(), await gateway.ask()
+        assert first["request_id"] != second["request_id"]
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_regression_answers_with_its_value(tmp_path: Path) -> None:
+    made = bundle(tmp_path / "b", task=Task.REGRESSION, inputs={"distance": Input(type="float")}, bias=2.0)
+    publish(tmp_path, route(made))
+
+    async def body(gateway: Running) -> None:
+        answer = await gateway.ask(row={"distance": 10_000})
+        assert answer["predictions"] == [{"prediction": pytest.approx(3.0)}]
+
+    in_gateway(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "code"),
+    [
+        (b'{"rows": [{"distance": 1', {}, 400, "malformed_json"),
+        (b"\xff\xfe", {}, 400, "malformed_json"),
+        (b"[" * 3000 + b"]" * 3000, {}, 400, "too_deep"),
+        (b"[]", {}, 422, "not_an_object"),
+        (b"{}", {}, 422, "rows_or_entities"),
+        (b'{"rows": [], "entities": []}', {}, 422, "rows_or_entities"),
+        (b'{"rows": []}', {}, 422, "empty_batch"),
+        (b'{"rows": {}}', {}, 422, "wrong_type"),
+        (b'{"rows": [1], "verbose": true}', {}, 422, "unknown_field"),
+        (b'{"rows": [1], "key": 7}', {}, 422, "wrong_type"),
+        (b'{"rows": [1], "key": ""}', {}, 422, "wrong_type"),
+        (b'{"rows": [' + b"1," * 10 + b"1]}", {}, 413, "too_many_rows"),
+        (b'{"rows": ["' + b"x" * 5000 + b'"]}', {}, 413, "body_too_large"),
+        (json.dumps(ROWS).replace("1000.0", "NaN").encode(), {}, 422, "not_finite"),
+        (json.dumps(ROWS).replace("1000.0", "1e999").encode(), {}, 422, "not_finite"),
+        (b"cposix\nsystem\n.", {"content-type": "application/x-pickle"}, 415, "unsupported_media_type"),
+        (b"{}", {"content-type": "application/vnd.bentoml+pickle"}, 415, "unsupported_media_type"),
+        (b"{}", {"content-type": ""}, 415, "unsupported_media_type"),
+    ],
+)  # fmt: skip
+def test_bad_requests_are_refused(
+    tmp_path: Path, content: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    publish(tmp_path, route(bundle(tmp_path / "b", serving=Serving(max_rows=10, max_body_bytes=4096 + 2000))))
+    if code == "body_too_large":
+        content += b" " * 2000
+
+    async def body(gateway: Running) -> None:
+        given = {"content-type": "application/json; charset=utf-8"} | headers
+        response = await gateway.client.post(PREDICT, content=content, headers=given)
+        assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text
+        assert response.json()["error"]["message"]
+        assert (await gateway.ask())["version"] == "1"
+
+    in_gateway(tmp_path, body)
+
+
+def test_malformed_json_tells_the_offset(tmp_path: Path, champion: Bundle) -> None:
+    publish(tmp_path, route(champion))
+
+    async def body(gateway: Running) -> None:
+        response = await gateway.client.post(
+            PREDICT, content='{"é": 1,}'.encode(), headers={"content-type": "application/json"}
+        )
+        assert response.json()["error"]["got"] == "offset 8"
+
+    in_gateway(tmp_path, body)
+
+
+def test_an_unknown_model_is_told_the_known_ones(tmp_path: Path, champion: Bundle) -> None:
+    publish(tmp_path, route(champion))
+
+    async def body(gateway: Running) -> None:
+        for path in ("/v1/models/early/predict", "/v1/models/early/status"):
+            method = "POST" if path.endswith("predict") else "GET"
+            response = await gateway.client.request(method, path, json=ROWS)
+            assert response.status_code == 404
+            assert "late" in response.json()["error"]["message"]
+        assert (await gateway.client.get("/v1/models")).json() == {"models": ["late"]}
+        assert (await gateway.client.get(PREDICT)).status_code == 405
+        assert (await gateway.client.get("/somewhere")).status_code == 418
+
+    in_gateway(tmp_path, body)
+
+
+def test_ready_only_with_something_to_serve(tmp_path: Path, champion: Bundle) -> None:
+    async def body(gateway: Running) -> None:
+        assert (await gateway.client.get("/healthz")).status_code == 200
+        assert (await gateway.client.get("/readyz")).status_code == 503
+        publish(tmp_path, route(champion))
+        for _ in range(500):
+            if (await gateway.client.get("/readyz")).status_code == 200:
+                break
+            await asyncio.sleep(0.01)
+        assert (await gateway.ask())["version"] == "1"
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_key_chooses_the_version_and_stays_with_it(tmp_path: Path, champion: Bundle, better: Bundle) -> None:
+    publish(tmp_path, route(champion, candidate=better, share=30))
+
+    async def body(gateway: Running) -> None:
+        versions = {str(n): (await gateway.ask(str(n)))["version"] for n in range(300)}
+        assert versions == {key: "2" if place("salt", key) < 30 else "1" for key in versions}
+        for key in list(versions)[:20]:
+            assert (await gateway.ask(key))["version"] == versions[key]
+
+    in_gateway(tmp_path, body)
+
+
+def test_the_champion_answers_for_a_version_that_raises(tmp_path: Path, champion: Bundle, raising: Bundle) -> None:
+    publish(tmp_path, route(champion, candidate=raising, share=100))
+
+    async def body(gateway: Running) -> None:
+        answer = await gateway.ask(row=GOOD_ROW | {"carrier": "EV"})
+        assert (answer["version"], answer["variant"], answer["fallback"]) == ("1", "champion", True)
+        answer = await gateway.ask()
+        assert (answer["version"], answer["variant"], answer["fallback"]) == ("2", "candidate", False)
+        status = await gateway.status()
+        tally = status.total["2"]["served"]
+        assert (tally.requests, tally.errors, tally.timeouts) == (2, 1, 0)
+        text = (await gateway.client.get("/metrics")).text
+        assert 'airlock_requests_total{model="late",outcome="error",variant="candidate",version="2"} 1.0' in text
+        assert 'airlock_requests_total{model="late",outcome="fallback",variant="champion",version="1"} 1.0' in text
+
+    in_gateway(tmp_path, body)
+
+
+def test_the_champion_answers_for_a_version_that_takes_too_long(tmp_path: Path, champion: Bundle) -> None:
+    slow = bundle(tmp_path / "slow", work=2000)
+    publish(tmp_path, route(champion, candidate=slow, share=100, timeout_ms=20))
+
+    async def body(gateway: Running) -> None:
+        started = asyncio.get_running_loop().time()
+        answers = await asyncio.gather(*(gateway.ask(str(n)) for n in range(8)))
+        assert asyncio.get_running_loop().time() - started < 1
+        assert all(answer["fallback"] and answer["version"] == "1" for answer in answers)
+        tally = (await gateway.status()).total["2"]["served"]
+        assert (tally.requests, tally.errors, tally.timeouts) == (8, 8, 8)
+
+    in_gateway(tmp_path, body)
+
+
+def test_no_answer_at_all_is_an_explicit_503(tmp_path: Path) -> None:
+    publish(tmp_path, route(bundle(tmp_path / "b", carriers=("UA",))))
+
+    async def body(gateway: Running) -> None:
+        response = await gateway.client.post(PREDICT, json={"rows": [GOOD_ROW | {"carrier": "EV"}]})
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "no_answer"
+        assert (await gateway.ask())["version"] == "1"
+
+    in_gateway(tmp_path, body)
+
+
+def test_an_answer_that_is_no_number_is_none(tmp_path: Path, champion: Bundle) -> None:
+    broken = bundle(tmp_path / "broken", bias=float("nan"))
+    publish(tmp_path, route(champion, candidate=broken, share=100))
+
+    async def body(gateway: Running) -> None:
+        assert (await gateway.ask())["fallback"]
+        assert (await gateway.status()).total["2"]["served"].errors == 1
+
+    in_gateway(tmp_path, body)
+
+
+def test_answers_are_paired_with_the_other_version_s(tmp_path: Path, champion: Bundle, better: Bundle) -> None:
+    publish(tmp_path, route(champion, candidate=better, share=50))
+
+    async def body(gateway: Running) -> None:
+        served = sum([(await gateway.ask(str(n)))["version"] == "2" for n in range(40)])
+        assert 0 < served < 40
+
+        def paired(status: GatewayStatus) -> bool:
+            tallies = status.total.get("2", {})
+            return sum(tally.paired for tally in tallies.values()) == 40
+
+        tallies = (await gateway.until(paired)).total
+        assert tallies["2"]["served"].paired == served
+        assert tallies["2"]["shadow"].paired == tallies["2"]["shadow"].requests == 40 - served
+        for tally in tallies["2"].values():
+            assert tally.difference / tally.paired == pytest.approx(0.0248, abs=1e-3)
+            assert tally.absolute == pytest.approx(tally.difference)
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_shadow_is_scored_and_never_answers(tmp_path: Path, champion: Bundle, better: Bundle) -> None:
+    publish(tmp_path, route(champion, candidate=better, shadow=True))
+
+    async def body(gateway: Running) -> None:
+        answers = [await gateway.ask(str(n)) for n in range(20)]
+        assert {answer["version"] for answer in answers} == {"1"}
+        status = await gateway.until(lambda s: s.total.get("2", {}).get("shadow") is not None
+                                     and s.total["2"]["shadow"].paired == 20)  # fmt: skip
+        assert "served" not in status.total["2"]
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_warm_version_is_not_asked(tmp_path: Path, champion: Bundle, better: Bundle) -> None:
+    publish(tmp_path, route(champion, candidate=better))
+
+    async def body(gateway: Running) -> None:
+        assert {(await gateway.ask(str(n)))["version"] for n in range(50)} == {"1"}
+        await asyncio.sleep(0.05)
+        status = await gateway.status()
+        assert status.loaded == ("1", "2")
+        assert "2" not in status.total
+
+    in_gateway(tmp_path, body)
+
+
+STRICT = Limits(min_requests=10, min_pairs=50, max_error_rate=0.05)
+
+
+def test_a_candidate_that_fails_too_often_is_ejected_and_stays_out(
+    tmp_path: Path, champion: Bundle, raising: Bundle, better: Bundle
+) -> None:
+    document = route(champion, candidate=raising, share=50, limits=STRICT)
+    publish(tmp_path, document)
+    (key,) = keys(50)
+
+    async def until_ejected(gateway: Running) -> None:
+        for _ in range(100):
+            await gateway.ask(key, GOOD_ROW | {"carrier": "EV"})
+        status = await gateway.status()
+        assert status.ejection is not None
+        assert (status.ejection.version, status.ejection.release) == ("2", "r1")
+        assert "failed" in status.ejection.reason
+        assert status.ejection.requests < 30, "ejected as soon as the limit is surely passed"
+        assert status.share == 0
+        assert (await gateway.ask(key))["version"] == "1"
+
+    in_gateway(tmp_path, until_ejected)
+    written = Ejection.model_validate_json((tmp_path / "ejections" / "late.json").read_bytes())
+    assert written.version == "2"
+
+    async def after_a_restart(gateway: Running) -> None:
+        status = await gateway.status()
+        assert status.ejection == written
+        assert (await gateway.ask(key))["version"] == "1"
+        publish(tmp_path, route(champion, candidate=raising, share=100, generation=2, limits=STRICT))
+        await gateway.until(lambda s: s.generation == 2)
+        assert (await gateway.ask(key))["version"] == "1", "the same release may not bring it back"
+        publish(tmp_path, route(champion, candidate=better, share=100, generation=3, release="r2"))
+        assert (await gateway.until(lambda s: s.generation == 3)).ejection is None
+        assert (await gateway.ask(key))["version"] == "2"
+
+    in_gateway(tmp_path, after_a_restart)
+
+
+def test_answers_that_shift_eject_even_in_shadow(tmp_path: Path, champion: Bundle) -> None:
+    shifted = bundle(tmp_path / "shifted", bias=2.0)
+    limits = Limits(min_requests=10, min_pairs=50, max_shift=0.05)
+    publish(tmp_path, route(champion, candidate=shifted, shadow=True, limits=limits))
+
+    async def body(gateway: Running) -> None:
+        for n in range(120):
+            await gateway.ask(str(n), GOOD_ROW | {"distance": float(n)})
+        status = await gateway.until(lambda s: s.ejection is not None)
+        assert status.ejection is not None
+        assert "above the champion" in status.ejection.reason
+        before = status.total["2"]["shadow"].requests
+        await gateway.ask()
+        await asyncio.sleep(0.1)
+        assert (await gateway.status()).total["2"]["shadow"].requests == before
+
+    in_gateway(tmp_path, body)
+
+
+def test_counts_begin_anew_with_a_step_and_go_on_through_a_release(
+    tmp_path: Path, champion: Bundle, better: Bundle
+) -> None:
+    publish(tmp_path, route(champion, candidate=better, share=100))
+
+    async def body(gateway: Running) -> None:
+        for _ in range(3):
+            await gateway.ask()
+        publish(tmp_path, route(champion, candidate=better, share=100, generation=2))
+        await gateway.until(lambda s: s.generation == 2)
+        await gateway.ask()
+        status = await gateway.status()
+        assert status.step["2"]["served"].requests == 1
+        assert status.total["2"]["served"].requests == 4
+        publish(tmp_path, route(champion, generation=3))
+        assert (await gateway.until(lambda s: s.generation == 3)).total == {}
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_candidate_may_take_an_input_that_the_champion_does_not(tmp_path: Path, champion: Bundle) -> None:
+    wider = bundle(tmp_path / "wider", inputs=INPUTS | {"seats": Input(type="float")})
+    publish(tmp_path, route(champion, candidate=wider, share=100))
+
+    async def body(gateway: Running) -> None:
+        assert (await gateway.ask())["fallback"]
+        answer = await gateway.ask(row=GOOD_ROW | {"seats": 100})
+        assert (answer["version"], answer["fallback"]) == ("2", False)
+
+    in_gateway(tmp_path, body)
