@@ -77,7 +77,7 @@ class _Job(RetrievalJob):  # type: ignore[misc]
         on_demand: list[OnDemandFeatureView],
     ) -> None:
         super().__init__()
-        self._rows = rows
+        self._rows = rows.assign(**{EVENT_TIMESTAMP: rows[EVENT_TIMESTAMP].dt.as_unit("us")})
         self._views = views
         self._on_demand = on_demand
         times = rows[EVENT_TIMESTAMP]

@@ -197,10 +197,12 @@ def _broken(name: str, rules: list[_Rule], frame: pd.DataFrame) -> list[dict[str
 def _run(name: str, rules: list[_Rule], frame: pd.DataFrame) -> list[Any]:
     """Results in the order of the rules. Nothing is stored or sent anywhere, and no row's value is kept."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    logger = logging.getLogger("great_expectations")
+    logger.setLevel(logging.WARNING)
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    logger.setLevel(logging.WARNING)  # importing it set its own
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("snapshot").add_dataframe_asset(name)
