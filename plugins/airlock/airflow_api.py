@@ -138,10 +138,11 @@ class AirflowApi:
         return self._call("GET", path, params={"deserialize": False, "stringify": False})["value"]
 
     def approvals(self, dag_id: str, run_id: str = "~", *, waiting: bool = True) -> list[Approval]:
-        """Questions of a DAG's runs, the oldest first; only those still open unless told otherwise."""
+        """Questions of a DAG's runs, the oldest first; only those that wait for an answer unless told otherwise."""
         params: dict[str, Any] = {"limit": _PAGE, "order_by": "created_at"}
         if waiting:
-            params["response_received"] = False
+            # An answer that comes after the question is written but before its task is parked is lost by Airflow.
+            params |= {"response_received": False, "state": ["awaiting_input", "deferred"]}
         said = self._call("GET", f"/dags/{dag_id}/dagRuns/{_quoted(run_id)}/hitlDetails", params=params)
         return [
             Approval(

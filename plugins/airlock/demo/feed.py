@@ -151,7 +151,7 @@ class _Airport:
         left, right = self._flights[time].searchsorted([since, until])
         chosen = self._flights.iloc[left:right]
         chosen = chosen[[_place(name) < share for name in chosen[key]]]
-        rows: list[dict[str, Any]] = chosen.astype(object).where(chosen.notna(), None).to_dict("records")
+        rows: list[dict[Any, Any]] = chosen.astype(object).where(chosen.notna(), None).to_dict("records")
         return [((row[time] - since).total_seconds(), {**row, time: row[time].isoformat()}) for row in rows]
 
     def _land(self, now: datetime) -> int:

@@ -78,7 +78,8 @@ class World:
         """End the replay; every request that was sent is answered first."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(timeout=_TIMEOUT + 5)
+            if thread.ident is not None:
+                thread.join(timeout=_TIMEOUT + 5)
 
     def traffic(self, *, latencies: bool = False) -> Traffic:
         """What was seen so far.

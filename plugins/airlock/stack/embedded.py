@@ -139,7 +139,7 @@ class Stack:
     def memory_mb(self) -> float:
         """Memory of all the stack's processes now, in MB (10^6 bytes)."""
         state = read_state(self._base)
-        return processes.memory_mb(processes.members(state)) if state else 0.0
+        return _memory_of(state) if state else 0.0
 
     def _start(self, state: StackState, ports: Ports, progress: Progress) -> None:
         settings = with_ports(self._base, ports)
@@ -218,9 +218,13 @@ class Stack:
             port_base=state.port_base,
             urls={"airflow": settings.airflow_url, "mlflow": settings.mlflow_url, "gateway": settings.gateway_url},
             passwords=str(settings.stack / "airflow-passwords.json"),
-            memory_mb=round(processes.memory_mb(processes.members(state)), 1),
+            memory_mb=round(_memory_of(state), 1),
             parts=found,
         )
+
+
+def _memory_of(state: StackState) -> float:
+    return processes.memory_mb(process.pid for process in processes.members(state))
 
 
 def _healthy(client: httpx.Client, settings: Settings) -> set[str]:
@@ -251,15 +255,23 @@ def _died(name: str, code: int | None, settings: Settings) -> str:
 
 
 @contextmanager
-def watch_memory(stack: Stack, every: float = 2.0) -> Iterator[Callable[[], float]]:
-    """Sample a stack's memory in the background; the yielded function tells the peak so far in MB."""
+def watch_memory(stack: Stack, every: float = 3.0) -> Iterator[Callable[[], float]]:
+    """Sample a stack's memory and that of this process and its children in the background.
+
+    The yielded function tells the peak so far in MB (10^6 bytes). ``every`` is in seconds.
+    """
     peak = 0.0
     stop = threading.Event()
+    here = psutil.Process()
 
     def sample() -> None:
         nonlocal peak
         while not stop.wait(every):
-            peak = max(peak, stack.memory_mb() + processes.memory_mb([psutil.Process()]))
+            state = read_state(stack.settings)
+            found = processes.members(state) if state else []
+            # A stack started from here consists of this process's children.
+            pids = {process.pid for process in (*found, here, *here.children(recursive=True))}
+            peak = max(peak, processes.memory_mb(pids))
 
     thread = threading.Thread(target=sample, name="memory", daemon=True)
     thread.start()
