@@ -198,6 +198,10 @@ class TestPackage:
         with pytest.raises(AirflowSkipException, match="champion already"):
             self.run(dag, make_context(events={assets.candidate("toy"): {"version": "1"}}))
 
+    def test_the_champion_by_hand_fails_without_retry(self, dag: DAG, make_context: Make, champion: Release) -> None:
+        with pytest.raises(AirflowFailException, match="champion already"):
+            self.run(dag, make_context(), version="1")
+
     def test_a_version_that_does_not_exist_fails_without_retry(self, dag: DAG, make_context: Make) -> None:
         with pytest.raises(AirflowFailException, match="no version nine; the newest is 9"):
             self.run(dag, make_context(), version="nine")

@@ -64,6 +64,9 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
     @refusals_are_final
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Keep the answer, with who gave it, in the ledger."""
+        link = MlflowRunLink()
+        # Airflow writes the links anew when a task ends, and this is another process than the one that asked.
+        self.links[link.name] = context["ti"].xcom_pull(task_ids=self.task_id, key=link.xcom_key) or ""
         if "error" in event:
             reason = f"no answer within {self.response_timeout}"
             self.control.reject(self.release_id, actor="airflow", reason=reason)
@@ -98,7 +101,7 @@ def verdicts_of(registry: Registry, version: VersionRef) -> tuple[Verdict, ...]:
 
 def evidence(release: Release, version: VersionRef, verdicts: Iterable[Verdict], run_url: str) -> str:
     """What a person needs for the answer, in Markdown."""
-    against = f"champion version {release.champion}" if release.champion else "no champion yet"
+    against = f"champion version {release.champion}" if release.champion else "a constant, as there is no champion yet"
     rows = [
         f"| {verdict.name} | {verdict.status} | {_number(verdict.estimate)} | {_interval(verdict)} "
         f"| {_number(verdict.threshold)} | {_cell(verdict.reason)} |"

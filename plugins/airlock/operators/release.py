@@ -44,8 +44,7 @@ class PackageBentoOperator(ModelOperator):
         version = registry.version(self.model, str(number)) if number else registry.latest(self.model)
         self.links[MlflowRunLink().name] = self.registry_hook.run_url(version.run_id)
         by_event = announced is not None and not self.version
-        if by_event:
-            self._skip_if_champion(version.version)
+        self._refuse_champion(version.version, by_event=by_event)
         bento = packaging.package(self.spec, self.settings, version)
         key = f"{self.model}:{version.version}:announced" if by_event else f"{self.model}:{run_key(context)}"
         release = self.control.open(version.version, bento, actor=actor(context), key=key)
@@ -59,10 +58,11 @@ class PackageBentoOperator(ModelOperator):
         self.log.info("Release %s of version %s, packed as %s", release.id, release.version, bento.tag)
         return release.model_dump(mode="json")
 
-    def _skip_if_champion(self, version: str) -> None:
+    def _refuse_champion(self, version: str, *, by_event: bool) -> None:
         champion = self.ledger_hook.get_conn().champion(self.model)
         if champion is not None and champion.version == version:
-            raise AirflowSkipException(f"version {version} is the champion already")
+            refused = AirflowSkipException if by_event else AirflowFailException
+            raise refused(f"{self.model} version {version} is the champion already: nothing to release")
 
 
 class ReleaseOperator(ModelOperator):
