@@ -120,7 +120,7 @@ def _plain(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rules(name: str, table: Table, frame: pd.DataFrame) -> Iterator[_Rule]:
-    from great_expectations import expectations as gxe
+    gxe = _great_expectations().expectations
 
     yield _Rule(
         "min_rows",
@@ -146,7 +146,7 @@ def _rules(name: str, table: Table, frame: pd.DataFrame) -> Iterator[_Rule]:
 
 
 def _column_rules(column: str, rule: Column) -> Iterator[tuple[str, str, Any]]:
-    from great_expectations import expectations as gxe
+    gxe = _great_expectations().expectations
 
     # Whole numbers with gaps become floats in pandas.
     types = _TYPES[rule.type] + (_FLOATS if rule.type is ColumnType.INT and rule.max_missing else [])
@@ -196,13 +196,9 @@ def _broken(name: str, rules: list[_Rule], frame: pd.DataFrame) -> list[dict[str
 
 def _run(name: str, rules: list[_Rule], frame: pd.DataFrame) -> list[Any]:
     """Results in the order of the rules. Nothing is stored or sent anywhere, and no row's value is kept."""
-    os.environ["GX_ANALYTICS_ENABLED"] = "false"
-    logger = logging.getLogger("great_expectations")
-    logger.setLevel(logging.WARNING)
-    import great_expectations as gx
+    gx = _great_expectations()
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    logger.setLevel(logging.WARNING)  # importing it set its own
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas("snapshot").add_dataframe_asset(name)
@@ -212,6 +208,17 @@ def _run(name: str, rules: list[_Rule], frame: pd.DataFrame) -> list[Any]:
     suite = gx.ExpectationSuite(name=name, expectations=[rule.expectation for rule in rules])
     found = batch.validate(suite, result_format={"result_format": "SUMMARY", "partial_unexpected_count": 0})
     return sorted(found.results, key=lambda result: result.expectation_config.meta["rule"])
+
+
+def _great_expectations() -> Any:
+    """The library, told to keep quiet and to phone nobody before it is imported."""
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
+    import great_expectations
+
+    # This module gives its own logger a level when it is imported.
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+    return great_expectations
 
 
 def _exception(result: Any) -> str | None:
