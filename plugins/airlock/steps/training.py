@@ -189,7 +189,7 @@ class _Training:
     def run(self, folder: Path, *, fixed: dict[str, Any], trials: int | None) -> TrainedRef:
         import joblib
 
-        self._check_convertible(fixed)
+        self._check_convertible(fixed if trials == 0 else self._first_trial(fixed))
         best, tuned = self._tune(fixed, self.spec.recipe.trials if trials is None else trials)
         started = time.monotonic()
         pipeline = self._fit(best, self.split.train)
@@ -220,6 +220,14 @@ class _Training:
     def _fit(self, params: Mapping[str, Any], rows: pd.DataFrame) -> Any:
         labels = rows[self.spec.label.name].to_numpy()
         return self.recipe.pipeline(params).fit(as_inputs(rows, self.spec.inputs), labels)
+
+    def _first_trial(self, fixed: dict[str, Any]) -> dict[str, Any]:
+        """Parameters as tuning would try them."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=self.spec.recipe.seed))
+        return {**self.recipe.search_space(study.ask()), **fixed}
 
     def _check_convertible(self, params: Mapping[str, Any]) -> None:
         """Fit a few rows and convert: an estimator without a converter is refused before it costs anything."""
