@@ -22,9 +22,10 @@ from airlock.core.spec import Task as Kind
 from airlock.core.tally import Ejection
 from gateway.http import Disconnected, Receive, Scope, Send, body, parse, require_json, respond
 from gateway.metrics import Metrics, counter, gauge
+from gateway.online import OnlineFeatures
 from gateway.paths import Paths, write_durably
 from gateway.prediction_writer import Entry, Origin, PredictionWriter
-from gateway.questions import MAX_KEY, Question, read_rows, routing_key
+from gateway.questions import MAX_KEY, Question, read_entities, read_rows, routing_key
 from gateway.refusals import Refused
 from gateway.routes import RouteTable
 from gateway.serving import SERVED, SHADOW, Effect, Role, Served
@@ -56,7 +57,8 @@ class Gateway:
         self.paths = paths
         self.metrics = Metrics(self._gauges)
         self.log = PredictionWriter(paths.predictions)
-        self.routes = RouteTable(paths)
+        self.online = OnlineFeatures(paths)
+        self.routes = RouteTable(paths, self._on_route)
         self._shadow: ShadowWorker
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="airlock-run")
         self._busy = 0
@@ -69,6 +71,7 @@ class Gateway:
     async def start(self) -> None:
         self._shadow = ShadowWorker(self._compare)
         self.log.start()
+        self.online.prepare()
         await self.routes.start()
         self._watch = asyncio.create_task(self.routes.watch())
 
@@ -76,6 +79,7 @@ class Gateway:
         """Called when no request is open any more: finish shadow scoring, write the log out."""
         self._watch.cancel()
         self.routes.close()
+        self.online.close()
         await self._shadow.close()
         if self._unwritten:
             await asyncio.wait(self._unwritten, timeout=_PATIENCE_SECONDS)
@@ -88,6 +92,10 @@ class Gateway:
             return False, "still loading versions"
         if not self.routes.models:
             return False, next(iter(self.routes.errors.values()), "no model has a route yet")
+        for served in self.routes.models.values():
+            for service in served.effect.services:
+                if why := self.online.missing(service):
+                    return False, why
         return True, "ready"
 
     def served(self, model: str) -> Served:
@@ -130,7 +138,10 @@ class Gateway:
         document = parse(await body(receive, length, effect.champion.manifest.serving.max_body_bytes))
         started = time.perf_counter()
         key = routing_key(document)
-        question = await self._question(document, effect)
+        if "rows" in document:
+            question = read_rows(document, effect)
+        else:
+            question = await read_entities(document, effect, self.online)
         origin = _origin(question, effect, request_id or next(self._ids))
         asked = Asked(served, effect, origin)
         version, answers, fallback = await self._answer(asked, effect.choose(key or origin.request_id))
@@ -151,8 +162,9 @@ class Gateway:
             self._score_others(asked, version, answers)
         return content
 
-    async def _question(self, document: dict[str, object], effect: Effect) -> Question:
-        return read_rows(document, effect)
+    def _on_route(self, served: Served) -> None:
+        for service in served.effect.services:
+            self.online.require(service)
 
     async def _answer(self, asked: Asked, chosen: Version) -> tuple[Version, list[float], bool]:
         """Who answered, what, and whether it had to stand in for the version that was chosen.

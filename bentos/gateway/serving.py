@@ -49,6 +49,9 @@ class Effect:
         }
         self.schema = Schema(required, optional)
         self.columns = tuple((name, str(declared.type)) for name, declared in self.schema.inputs.items())
+        features = [version.manifest.features for version in involved.values()]
+        self.services = tuple(dict.fromkeys(part.service for part in features if part is not None))
+        self.entities: Schema | None = None
         self.feeds = {name: Feeds(version.manifest.inputs, self.schema) for name, version in involved.items()}
 
     def choose(self, key: str) -> Version:

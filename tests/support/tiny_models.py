@@ -100,6 +100,8 @@ def bundle(
     task: Task = Task.CLASSIFICATION,
     features: Features | None = None,
     serving: Serving | None = None,
+    key: str | None = None,
+    event_time: str | None = None,
     content: bytes | None = None,
     **options: Any,
 ) -> Bundle:
@@ -114,6 +116,8 @@ def bundle(
         label=Label(name="label"),
         inputs=dict(inputs),
         features=features,
+        key=key,
+        event_time=event_time,
         serving=serving or Serving(),
         output=output,
         files={ONNX: sha256(content)},

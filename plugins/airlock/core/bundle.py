@@ -22,6 +22,7 @@ ONNX = "model.onnx"
 class Manifest(BaseModel):
     """What a bundle is. ``inputs`` are in the order of the training columns.
 
+    ``key`` and ``event_time`` are the names under which a question may carry its own key and time.
     ``example`` is one row that the model was trained on; who loads a bundle asks it this one first.
     """
 
@@ -32,6 +33,7 @@ class Manifest(BaseModel):
     label: Label
     inputs: dict[str, Input]
     features: Features | None = None
+    key: str | None = None
     event_time: str | None = None
     serving: Serving = Serving()
     output: str
