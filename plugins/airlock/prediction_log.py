@@ -25,7 +25,7 @@ COLUMNS = (
     *("at", "event_time", "key", "request_id", "row", "generation", "release", "version", "variant", "role"),
     *("fallback", "error", "prediction", "probability", "latency_ms"),
 )
-WHEN = "coalesce(event_time, at)"
+WHEN = 'coalesce(event_time, "at")'
 """The time that a row counts for, in SQL: the event's own where the request named it."""
 
 
@@ -57,7 +57,7 @@ def read(
         return _empty(columns or COLUMNS)
     wanted = "*" if columns is None else ", ".join(_quoted(column) for column in columns)
     where, values = _where(since, until, roles)
-    sql = f"SELECT {wanted} FROM log WHERE {where} ORDER BY {WHEN}, at, request_id, row, role"  # noqa: S608
+    sql = f'SELECT {wanted} FROM log WHERE {where} ORDER BY {WHEN}, "at", request_id, "row", role'  # noqa: S608
     import duckdb
 
     with _open(source) as connection:
