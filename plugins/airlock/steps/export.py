@@ -41,11 +41,11 @@ def export(spec: ModelSpec, settings: Settings, trained: TrainedRef) -> OnnxRef:
         folder = Path(trained.path).parent / f"bundle-{trained.digest[7:23]}"
         # Made by `train` in this run's own scratch folder, never fetched from elsewhere.
         pipeline = joblib.load(Path(trained.path) / PIPELINE)
+        frame = pd.read_parquet(trained.training_set.path)
         if not folder.is_dir():
             model = to_onnx(pipeline, spec.inputs, spec.task)
-            _write_bundle(spec, trained, model.SerializeToString(), folder)
+            _write_bundle(spec, trained, model.SerializeToString(), _example(spec, frame), folder)
         onnx_model = OnnxModel(folder)
-        frame = pd.read_parquet(trained.training_set.path)
         with one_thread():
             verdict = parity(pipeline, onnx_model, frame, spec)
         ref = OnnxRef(path=str(folder), digest=onnx_model.digest, trained=trained, parity=verdict)
@@ -53,13 +53,29 @@ def export(spec: ModelSpec, settings: Settings, trained: TrainedRef) -> OnnxRef:
     return ref
 
 
-def _write_bundle(spec: ModelSpec, trained: TrainedRef, content: bytes, folder: Path) -> None:
+def _example(spec: ModelSpec, frame: pd.DataFrame) -> dict[str, float | int | str | None]:
+    """One row that the model was trained on, the first, as JSON carries it."""
+    kinds = {"float": float, "int": int, "string": str}
+    row = frame.iloc[0]
+    return {
+        name: None if pd.isna(row[name]) else kinds[declared.type](row[name]) for name, declared in spec.inputs.items()
+    }
+
+
+def _write_bundle(
+    spec: ModelSpec,
+    trained: TrainedRef,
+    content: bytes,
+    example: dict[str, float | int | str | None],
+    folder: Path,
+) -> None:
     manifest = Manifest(
         model=spec.model,
         task=spec.task,
         label=spec.label,
         inputs=spec.inputs,
         features=spec.features,
+        key=spec.data.key,
         event_time=spec.data.event_time,
         serving=spec.serving,
         output=output_name(spec.task),
@@ -71,6 +87,7 @@ def _write_bundle(spec: ModelSpec, trained: TrainedRef, content: bytes, folder: 
             "snapshot": trained.training_set.snapshot,
             "until": trained.training_set.until.isoformat(),
         },
+        example=example,
     )
     making = Path(tempfile.mkdtemp(dir=folder.parent, prefix="bundle-making-"))
     try:
