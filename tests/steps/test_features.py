@@ -230,6 +230,15 @@ class TestOnline:
             assert known is not None
             assert self.read(online, shop) == known["sold"]
 
+    def test_materialising_does_not_take_newer_rows_back(self, online: Settings) -> None:
+        stamp = pd.Timestamp("2026-01-02 12:00", tz="UTC")
+        frame = pd.DataFrame({"shop": ["north"], "event_timestamp": [stamp], "sold": np.float32([7])})
+        features.push(tiny_spec(), online, "sales", frame)
+        assert features.materialize(tiny_spec(), online, stamp.to_pydatetime() - timedelta(hours=1)) == {}
+        assert self.read(online, "north") == 7
+        assert list(features.materialize(tiny_spec(), online, stamp.to_pydatetime() + timedelta(hours=2))) == ["sales"]
+        assert self.read(online, "north") != 7
+
     def test_materialising_the_future_is_refused(self, online: Settings) -> None:
         with pytest.raises(DataInvalid, match=r"materialising up to 2126-01-01.* is refused"):
             features.materialize(tiny_spec(), online, datetime(2126, 1, 1, tzinfo=UTC))

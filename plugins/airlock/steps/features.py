@@ -223,10 +223,11 @@ def materialize(
     """Fill the online store with the newest feature rows as of ``until``.
 
     The recipe's tables as of ``until`` become Feast's offline tables, and Feast materialises each
-    view from them. ``now`` is what counts as the present (default: the clock).
+    view from them. ``now`` is what counts as the present (default: the clock). A view that was
+    pushed newer rows keeps them: Feast would overwrite them without looking at their time.
 
     Returns:
-        Rows of the offline tables by view.
+        Rows of the offline tables by view that was materialised.
 
     Raises:
         DataInvalid: ``until`` is naive, or lies in the future: a row from there would hide newer ones.
@@ -245,6 +246,9 @@ def materialize(
     rows = {}
     with _exclusive(settings), _changed_registry(settings, features.service) as repo, quiet():
         for name, view in repo.views.items():
+            if (held := _newest_pushed(settings, name)) is not None and held > until:
+                log.info("%s: %s online is of %s already, newer than %s", spec.model, name, held, until)
+                continue
             rows[name] = _publish(spec, settings, name, frames[name])
             start = until - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
             repo.store.materialize(start, until, feature_views=[name])
@@ -282,6 +286,7 @@ def push(spec: ModelSpec, settings: Settings, view: str, frame: pd.DataFrame) ->
         )
     # Not write_to_online_store: it skips a frame whose features are all missing, and old values would stay.
     online.provider.ingest_df(online.stored[view], frame[wanted])
+    _note_pushed(settings, view, stamps.max().to_pydatetime())
     return len(frame)
 
 
@@ -442,6 +447,20 @@ def _publish(spec: ModelSpec, settings: Settings, name: str, frame: pd.DataFrame
     pq.write_table(to_arrow(spec, name, frame), making, compression="zstd", coerce_timestamps="us")
     making.replace(folder / f"{name}.parquet")
     return len(frame)
+
+
+def _newest_pushed(settings: Settings, view: str) -> datetime | None:
+    """The newest event time of the last push to a view."""
+    note = settings.feast_home / "pushed" / view
+    return datetime.fromisoformat(note.read_text()) if note.is_file() else None
+
+
+def _note_pushed(settings: Settings, view: str, newest: datetime) -> None:
+    note = settings.feast_home / "pushed" / view
+    note.parent.mkdir(exist_ok=True)
+    making = note.with_suffix(".making")
+    making.write_text(newest.isoformat())
+    making.replace(note)
 
 
 def _features(spec: ModelSpec) -> Features:
