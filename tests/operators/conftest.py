@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.execution_time.context import OutletEventAccessors
+from airflow.sdk.execution_time.context import OutletEventAccessors, TriggeringAssetEventsAccessor
 
 from airlock.ledger import Ledger
 
@@ -79,10 +79,10 @@ def make_context(dag: DAG) -> Callable[..., Context]:
             "dag": dag,
             "run_id": run_id,
             "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id=run_id, triggering_user_name=user),
-            "triggering_asset_events": {
-                asset: [SimpleNamespace(timestamp=datetime(2026, 1, 1, tzinfo=UTC), extra=extra)]
+            "triggering_asset_events": TriggeringAssetEventsAccessor.build(
+                SimpleNamespace(asset=asset, source_aliases=(), timestamp=datetime(2026, 1, 1, tzinfo=UTC), extra=extra)
                 for asset, extra in (events or {}).items()
-            },
+            ),
             "outlet_events": OutletEventAccessors(),
             "ti": SimpleNamespace(map_index=-1, xcom_push=xcom_push, pushed=pushed),
         }

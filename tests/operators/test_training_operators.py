@@ -88,8 +88,9 @@ class TestFreeze:
 
     def test_everything_without_a_time(self, step: Callable[..., Calls], make_context: Make) -> None:
         freeze = step("snapshot", freeze=SNAPSHOT)
-        run(FreezeSnapshotOperator, make_context())
-        assert freeze[0]["until"] is None
+        for run_id in ("manual__1", "manual__2"):
+            run(FreezeSnapshotOperator, make_context(run_id))
+        assert [call["until"] for call in freeze] == [None, None]
 
     @pytest.mark.parametrize("until", ["April", "2013-04-01T00:00:00"])
     def test_a_time_without_an_offset_is_refused(

@@ -45,7 +45,7 @@ class FreezeSnapshotOperator(ModelOperator):
 
         said = self.until or triggering_extra(context).get("until")
         until = time_of(said) if said else None
-        if assets.drift(self.model) in context["triggering_asset_events"]:
+        if context["triggering_asset_events"].get(assets.drift(self.model)):
             self._answer_drift(context, until or datetime.now(UTC))
         frozen = snapshot.freeze(
             self.spec,
