@@ -7,6 +7,7 @@ import orjson
 from gateway.gateway import Gateway
 from gateway.http import Asgi, Receive, Scope, Send, respond
 from gateway.metrics import CONTENT_TYPE
+from gateway.openapi import PAGE, document
 from gateway.refusals import Refused
 
 _MODELS = "/v1/models/"
@@ -43,6 +44,10 @@ class App:
             await respond(send, 200 if ready else 503, orjson.dumps({"ready": ready, "reason": reason}))
         elif path == "/metrics":
             await respond(send, 200, gateway.metrics.text(), CONTENT_TYPE)
+        elif path in ("/openapi.json", "/docs.json"):
+            await respond(send, 200, orjson.dumps(document(gateway.routes.models)))
+        elif path in ("/", "/docs"):
+            await respond(send, 200, PAGE, b"text/html; charset=utf-8")
         elif path == "/v1/models":
             await respond(send, 200, orjson.dumps({"models": sorted(gateway.routes.models)}))
         elif path.startswith(_MODELS) and path.endswith(_STATUS):
