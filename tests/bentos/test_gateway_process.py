@@ -1,0 +1,178 @@
+"""The gateway as the stack starts it: ``bentoml serve``, killed, restarted and given broken documents."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from airlock.core.bundle import ONNX
+from airlock.core.errors import DataInvalid, NotFound, Unavailable
+from airlock.core.route import Limits
+from airlock.core.tally import GatewayStatus
+from airlock.gateway_client import GatewayClient
+from airlock.prediction_log import count, read
+from airlock.settings import Settings
+from tests.support.gateway_process import REPOSITORY, GatewayProcess, free_port, running_gateway
+from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
+
+pytestmark = pytest.mark.integration
+
+
+def settings_at(home: Path) -> Settings:
+    unused = "http://127.0.0.1:9"
+    return Settings(REPOSITORY, home, unused, unused, unused, "sqlite://")
+
+
+def until(client: GatewayClient, reached: Callable[[GatewayStatus], bool]) -> GatewayStatus:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        status = client.status("late")
+        if reached(status):
+            return status
+        time.sleep(0.02)
+    raise AssertionError(f"did not come: {status}")
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
+    champion = bundle(tmp_path / "bundles" / "1")
+    publish(tmp_path, route(champion, candidate=bundle(tmp_path / "bundles" / "2", bias=0.1), share=30))
+    with running_gateway(tmp_path, "/readyz") as process:
+        yield process
+
+
+def test_every_answer_is_in_the_log_after_a_stop(gateway: GatewayProcess) -> None:
+    answers = 0
+
+    def ask_until_it_ends(name: int) -> int:
+        done = 0
+        with httpx.Client(base_url=gateway.url, timeout=5) as client:
+            for n in range(100_000):
+                try:
+                    response = client.post(
+                        "/v1/models/late/predict", json={"rows": [GOOD_ROW, GOOD_ROW], "key": f"{name}-{n}"}
+                    )
+                except httpx.TransportError:
+                    return done
+                assert response.status_code == 200
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(4) as threads:
+        clients = [threads.submit(ask_until_it_ends, n) for n in range(4)]
+        time.sleep(1.5)
+        gateway.process.send_signal(signal.SIGTERM)
+        answers = sum(client.result(30) for client in clients)
+    assert gateway.process.wait(15) == 0
+    assert answers > 200
+    frame = read(settings_at(gateway.home), "late")
+    assert len(frame) == 2 * answers
+    assert frame["request_id"].nunique() == answers
+    assert set(frame["variant"]) == {"champion", "candidate"}
+    counted = count(settings_at(gateway.home), "late", roles=("served", "shadow"))
+    assert sum(counted.values()) == 2 * 2 * answers, "each answer was scored by the other version as well"
+    assert not list(gateway.home.rglob("*.tmp"))
+
+
+def test_sigterm_ends_the_parent_and_its_worker(gateway: GatewayProcess) -> None:
+    workers = psutil.Process(gateway.process.pid).children(recursive=True)
+    assert workers
+    started = time.monotonic()
+    gateway.process.send_signal(signal.SIGTERM)
+    gateway.process.wait(15)
+    assert time.monotonic() - started < 8
+    _, alive = psutil.wait_procs(workers, timeout=3)
+    assert not alive
+
+
+def test_it_listens_on_loopback_only_and_says_nothing_of_requests(gateway: GatewayProcess) -> None:
+    GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])
+    port = int(gateway.url.rsplit(":", 1)[1])
+    processes = [psutil.Process(gateway.process.pid), *psutil.Process(gateway.process.pid).children()]
+    sockets = [s for p in processes for s in p.net_connections("inet") if s.status == psutil.CONN_LISTEN]
+    assert {s.laddr.ip for s in sockets} == {"127.0.0.1"}
+    assert port in {s.laddr.port for s in sockets}
+    assert "predict" not in gateway.log.read_text()
+
+
+def test_bentoml_s_own_routes_are_behind_it(gateway: GatewayProcess) -> None:
+    assert httpx.get(f"{gateway.url}/livez").status_code == 200
+    assert httpx.get(f"{gateway.url}/static_content/swagger-ui-bundle.js").status_code == 200
+    assert httpx.get(f"{gateway.url}/nowhere").status_code == 404
+    assert "airlock_requests" in httpx.get(f"{gateway.url}/metrics").text
+
+
+def test_broken_documents_leave_the_last_good_route(gateway: GatewayProcess) -> None:
+    client = GatewayClient(gateway.url)
+    champion = bundle(gateway.home / "bundles" / "3")
+    publish(gateway.home, route(champion, generation=5))
+    good = until(client, lambda status: status.generation == 5)
+    assert good.error is None
+    path = gateway.home / "routes" / "late.json"
+
+    whole = path.read_text()
+    for broken, why in (
+        (whole[: len(whole) // 2], "not a route document"),
+        (whole.replace('"generation": 5', '"generation": 6'), "checksum"),
+        (route(champion, generation=4).to_json(), "older"),
+        (route(champion, generation=5, timeout_ms=1).to_json(), "two different routes"),
+    ):
+        path.write_text(broken)
+        status = until(client, lambda status, why=why: status.error is not None and why in status.error)  # type: ignore[misc]
+        assert status.generation == 5
+        assert client.predict("late", rows=[GOOD_ROW])["version"] == "1"
+
+    flipped = bundle(gateway.home / "bundles" / "4")
+    with (gateway.home / "bundles" / "4" / ONNX).open("ab") as file:
+        file.write(b"x")
+    publish(gateway.home, route(champion, candidate=flipped, generation=7, share=50))
+    assert until(client, lambda s: s.error is not None and ONNX in s.error).generation == 5
+    shutil.rmtree(gateway.home / "bundles" / "4")
+    bundle(gateway.home / "bundles" / "4")
+    assert until(client, lambda status: status.generation == 7).error is None, "taken as soon as it is repaired"
+
+
+def test_a_killed_gateway_comes_back_with_its_route_and_its_ejection(gateway: GatewayProcess) -> None:
+    client = GatewayClient(gateway.url)
+    raising = bundle(gateway.home / "bundles" / "raising", carriers=("UA",))
+    champion = bundle(gateway.home / "bundles" / "5")
+    limits = Limits(min_requests=10, max_error_rate=0.05)
+    publish(gateway.home, route(champion, candidate=raising, generation=2, release="r9", share=100, limits=limits))
+    until(client, lambda status: status.generation == 2)
+    for _ in range(60):
+        answer = client.predict("late", rows=[GOOD_ROW | {"carrier": "EV"}])
+        assert answer["version"] == "1"
+    ejection = until(client, lambda status: status.ejection is not None).ejection
+    assert ejection is not None
+    file = gateway.home / "ejections" / "late.json"
+    deadline = time.monotonic() + 5
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    gateway.kill()
+    (gateway.home / "routes" / "late.json").write_text("{")
+
+    with running_gateway(gateway.home, "/readyz") as again:
+        status = GatewayClient(again.url).status("late")
+        assert (status.generation, status.share, status.ejection) == (2, 0.0, ejection)
+        assert status.error is not None
+        assert GatewayClient(again.url).predict("late", rows=[GOOD_ROW])["version"] == "1"
+
+
+def test_the_client_s_errors_are_ours(gateway: GatewayProcess) -> None:
+    with GatewayClient(gateway.url) as client:
+        assert client.ready()
+        assert client.models() == ("late",)
+        with pytest.raises(NotFound, match="late"):
+            client.status("early")
+        with pytest.raises(DataInvalid, match="row 1, distance"):
+            client.predict("late", rows=[GOOD_ROW, GOOD_ROW | {"distance": "far"}])
+    with pytest.raises(Unavailable, match="airlock status"):
+        GatewayClient(f"http://127.0.0.1:{free_port()}").ready()
