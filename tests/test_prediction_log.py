@@ -1,0 +1,161 @@
+"""The reader of the prediction log, against files as the gateway writes them."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from airlock.core.errors import DataInvalid
+from airlock.prediction_log import COLUMNS, count, days, read
+from airlock.settings import Settings
+from tests.support.gateway_process import REPOSITORY
+
+sys.path.insert(0, str(REPOSITORY / "bentos"))
+from gateway.prediction_writer import Entry, Origin, PredictionWriter
+
+ASKED = datetime(2026, 3, 1, 23, 59, 59, tzinfo=UTC)
+EVENT = datetime(2013, 4, 1, 6, tzinfo=UTC)
+
+
+def us(time: datetime) -> int:
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def origin(
+    keys: list[str | None],
+    events: list[datetime | None],
+    columns: tuple[tuple[str, str], ...] = (("distance", "float"), ("weekday", "int"), ("carrier", "string")),
+    rows: list[list[Any]] | None = None,
+    asked: datetime = ASKED,
+) -> Origin:
+    times = [None if time is None else us(time) for time in events]
+    values = rows or [[float(n), n, None] for n in range(len(keys))]
+    return Origin(us(asked), f"id-{keys[0]}", 7, "r1", keys, times, columns, values)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    unused = "http://127.0.0.1:9"
+    return Settings(REPOSITORY, tmp_path, unused, unused, unused, "sqlite://")
+
+
+def write(settings: Settings, *entries: Entry) -> None:
+    writer = PredictionWriter(settings.predictions)
+    writer.start()
+    for entry in entries:
+        writer.add("late", entry)
+    writer.close()
+    assert writer.dropped == 0
+
+
+def answered(of: Origin, version: str = "1", role: str = "served", **changes: Any) -> Entry:
+    count = len(of.rows)
+    entry = Entry(of, version, "champion", role, False, None, [1.0] * count, [0.75] * count, 1.5)
+    return entry._replace(**changes)
+
+
+def test_no_log_is_an_empty_frame(settings: Settings) -> None:
+    frame = read(settings, "late")
+    assert frame.empty
+    assert list(frame.columns) == list(COLUMNS)
+    assert count(settings, "late") == {}
+    assert days(settings, "late") == ()
+
+
+def test_rows_come_back_as_they_were_asked(settings: Settings) -> None:
+    write(settings, answered(origin(["a", "b"], [EVENT, EVENT + timedelta(hours=1)])))
+    frame = read(settings, "late")
+    assert len(frame) == 2
+    row = frame.iloc[1]
+    assert (row["key"], row["row"], row["generation"], row["release"], row["role"]) == ("b", 1, 7, "r1", "served")
+    assert (row["prediction"], row["probability"], row["latency_ms"]) == (1.0, 0.75, 1.5)
+    assert row["event_time"] == EVENT + timedelta(hours=1)
+    assert row["at"] == ASKED
+    assert (row["x_distance"], row["x_weekday"]) == (1.0, 1)
+    assert pd.isna(row["x_carrier"])
+    assert str(frame["at"].dtype) == "datetime64[us, UTC]"
+
+
+def test_the_window_is_in_event_time_or_else_in_the_clock_s(settings: Settings) -> None:
+    write(settings, answered(origin(["a", "b", "c"], [EVENT, EVENT + timedelta(hours=1), None])))
+    assert list(read(settings, "late", EVENT, EVENT + timedelta(hours=1))["key"]) == ["a"]
+    assert list(read(settings, "late", ASKED)["key"]) == ["c"]
+    assert list(read(settings, "late", until=ASKED)["key"]) == ["a", "b"]
+    with pytest.raises(DataInvalid, match="time zone"):
+        read(settings, "late", EVENT.replace(tzinfo=None))
+
+
+def test_roles_are_chosen_and_counted(settings: Settings) -> None:
+    of = origin(["a", "b"], [EVENT, EVENT])
+    failed = answered(of, "2", error="no such category", predictions=None, probabilities=None)
+    write(settings, answered(of), answered(of, "2", "shadow"), failed)
+    assert len(read(settings, "late")) == 4
+    assert set(read(settings, "late", roles=("shadow",))["version"]) == {"2"}
+    assert read(settings, "late", roles=()).empty
+    assert count(settings, "late", roles=("served", "shadow")) == {
+        ("1", "served"): 2,
+        ("2", "served"): 2,
+        ("2", "shadow"): 2,
+    }
+    lost = read(settings, "late").query("version == '2'")
+    assert set(lost["error"]) == {"no such category"}
+    assert lost["prediction"].isna().all()
+
+
+def test_versions_may_differ_in_their_inputs(settings: Settings) -> None:
+    write(settings, answered(origin(["a"], [EVENT])))
+    write(settings, answered(origin(["b"], [EVENT], (("seats", "int"),), [[180]])))
+    frame = read(settings, "late").set_index("key")
+    assert pd.isna(frame.loc["a", "x_seats"])
+    assert frame.loc["b", "x_seats"] == 180
+
+
+def test_columns_are_chosen_by_name(settings: Settings) -> None:
+    write(settings, answered(origin(["a"], [EVENT])))
+    assert list(read(settings, "late", columns=["key", "x_distance"]).columns) == ["key", "x_distance"]
+    with pytest.raises(DataInvalid, match="x_nothing"):
+        read(settings, "late", columns=["x_nothing"])
+
+
+def test_a_row_lies_in_the_day_it_was_asked(settings: Settings) -> None:
+    write(
+        settings,
+        answered(origin(["a"], [None])),
+        answered(origin(["b"], [None], asked=ASKED + timedelta(seconds=2))),
+    )
+    assert [str(day) for day in days(settings, "late")] == ["2026-03-01", "2026-03-02"]
+    assert list(read(settings, "late")["key"]) == ["a", "b"]
+
+
+def test_a_half_written_file_is_not_read(settings: Settings) -> None:
+    write(settings, answered(origin(["a"], [EVENT])))
+    (folder,) = (settings.predictions / "late").iterdir()
+    (folder / ".part-1.parquet.tmp").write_bytes(b"PAR1")
+    assert len(read(settings, "late")) == 1
+
+
+def test_a_full_queue_drops_and_counts(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.prediction_writer.MAX_WAITING", 2)
+    writer = PredictionWriter(settings.predictions)
+    for name in "abc":
+        writer.add("late", answered(origin([name], [EVENT])))
+    assert (writer.queued, writer.dropped) == (2, 1)
+    writer.start()
+    writer.close()
+    assert list(read(settings, "late")["key"]) == ["a", "b"]
+
+
+def test_a_full_disk_loses_entries_and_says_so(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    settings.predictions.mkdir(parents=True)
+    (settings.predictions / "late").write_text("in the way")
+    writer = PredictionWriter(settings.predictions)
+    writer.start()
+    writer.add("late", answered(origin(["a"], [EVENT])))
+    writer.close()
+    assert (writer.dropped, writer.failures, writer.queued) == (1, 1, 0)
+    assert "lost" in caplog.text
