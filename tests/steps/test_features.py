@@ -19,7 +19,7 @@ from airlock.core.errors import DataInvalid, SpecError
 from airlock.core.refs import SnapshotRef, TrainingSetRef
 from airlock.core.spec import ModelSpec
 from airlock.settings import Settings
-from airlock.steps import features, leaks, snapshot, validation
+from airlock.steps import feature_repo, features, leaks, snapshot, validation
 from airlock.steps.recipes import load_recipe
 from tests.support.tiny_data import tiny_project, tiny_spec, tiny_tables
 
@@ -354,7 +354,7 @@ class TestFlights:
         assert len(frame) == ref.tables["events"]
         assert set(spec.inputs) <= set(frame)
         assert spec.features is not None
-        repo = features._open_repo(flights_home, spec.features.service, tables=Path(ref.path))
+        repo = feature_repo.open_repo(flights_home, spec.features.service, tables=Path(ref.path))
         tables = {name: snapshot.read_table(ref, name) for name in repo.views}
         for row in frame.sample(40, random_state=11).to_dict("records"):
             for view in repo.views.values():

@@ -10,18 +10,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
-import io
 import logging
 import os
 import shutil
 import sqlite3
-import tempfile
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,19 +24,15 @@ from airlock.core.errors import DataInvalid, SpecError
 from airlock.core.refs import SnapshotRef, TrainingSetRef
 from airlock.core.spec import Features, ModelSpec
 from airlock.settings import Settings
-from airlock.steps import leaks
+from airlock.steps import leaks, point_in_time
+from airlock.steps.feature_repo import Repo, open_repo, quiet, repo_digest
 from airlock.steps.recipes import load_recipe
-from airlock.steps.snapshot import EVENT_TIMESTAMP, read_manifest, table_path, to_arrow, verify_snapshot
+from airlock.steps.snapshot import EVENT_TIMESTAMP, table_path, to_arrow, verify_snapshot
 from airlock.steps.validation import recorded, require_valid
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
-_TABLES = "AIRLOCK_FEATURE_TABLES"
-_ROW = "airlock_row"
-_AUDITED = 1000
-_environment_lock = threading.Lock()
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +53,7 @@ def training_set(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> 
     require_valid(verdict)
     manifest = verify_snapshot(snapshot)
     identity = [snapshot.digest, spec.model_dump_json(include={"data", "label", "inputs", "features", "task"})]
-    identity += [] if spec.features is None else [_repo_digest(settings)]
+    identity += [] if spec.features is None else [repo_digest(settings)]
     folder = settings.runs / spec.model / Path(snapshot.path).name
     path = folder / f"training_set-{hashlib.sha256('|'.join(identity).encode()).hexdigest()[:16]}.parquet"
     if not path.is_file():
@@ -83,6 +73,7 @@ def training_set(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> 
 
 
 def _assemble(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> pd.DataFrame:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -99,7 +90,7 @@ def _assemble(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> pd.
     joined = events
     if spec.features is not None:
         known += spec.features.entities
-        joined = _join(spec, spec.features, settings, snapshot, events)
+        joined = point_in_time.join(spec, spec.features, settings, snapshot, events)
     columns = {name: events[name] for name in known}
     for name in spec.inputs:
         source = events if name in events.column_names else joined
@@ -109,82 +100,9 @@ def _assemble(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> pd.
         columns[name] = source[name]
     if joined.num_rows != events.num_rows:
         raise DataInvalid(f"{spec.model}: {events.num_rows:,} events became {joined.num_rows:,} rows")
-    frame: pd.DataFrame = _table(columns).to_pandas()
+    frame: pd.DataFrame = pa.table(columns).to_pandas()
     floats = {name: "float32" for name, kind in spec.inputs.items() if kind.type == "float"}
     return frame.astype(floats)
-
-
-def _table(columns: Mapping[str, Any]) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table(dict(columns))
-
-
-def _join(spec: ModelSpec, features: Features, settings: Settings, snapshot: SnapshotRef, events: pa.Table) -> pa.Table:
-    """Feast's point-in-time join on its duckdb store, rows in the order of ``events``."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    asked = [*features.entities, *features.request]
-    if missing := [name for name in asked if name not in events.column_names]:
-        raise SpecError(f"{spec.model}: features name {missing}, which {spec.data.table} does not have")
-    folder = Path(snapshot.path)
-    with tempfile.TemporaryDirectory(prefix="airlock-feast-") as scratch, quiet():
-        repo = _open_repo(settings, features.service, tables=folder, private=Path(scratch))
-        if missing := sorted(set(repo.views) - set(read_manifest(snapshot).tables)):
-            raise DataInvalid(
-                f"{spec.model}: feature service {features.service} reads the tables {missing}, which the recipe's "
-                "load did not return"
-            )
-        repo.store.apply(repo.objects)
-        entities = events.select(asked).append_column(_ROW, pa.array(np.arange(events.num_rows)))
-        entities = entities.append_column(EVENT_TIMESTAMP, events[spec.data.event_time])
-        job = repo.store.get_historical_features(entities.to_pandas(), repo.service)
-        joined = job.to_arrow()
-    joined = joined.take(pc.sort_indices(joined[_ROW]))
-    if not joined[_ROW].combine_chunks().equals(pa.array(np.arange(events.num_rows))):
-        raise DataInvalid(
-            f"{spec.model}: the point-in-time join returned {joined.num_rows:,} rows for {events.num_rows:,} events; "
-            "Feast lost or doubled some, nothing may be trained on this"
-        )
-    for view in repo.views.values():
-        _audit(spec, view, folder / f"{view.name}.parquet", joined)
-    return joined
-
-
-def _audit(spec: ModelSpec, view: View, path: Path, joined: pa.Table) -> None:
-    """Look a sample of rows up again in another way: the newest row that is not newer than the event.
-
-    Raises:
-        DataInvalid: something else was joined.
-    """
-    import duckdb
-    import numpy as np
-
-    step = max(1, joined.num_rows // _AUDITED)
-    sample = joined.take(np.arange(0, joined.num_rows, step))
-    keys = ", ".join(view.keys)
-    on = " AND ".join(f"s.{key} = f.{key}" for key in view.keys)
-    alive = f"AND s.{EVENT_TIMESTAMP} <= f.{EVENT_TIMESTAMP} + to_seconds({view.ttl.total_seconds()})"
-    differs = " OR ".join(f"s.{name} IS DISTINCT FROM f.{name}" for name in view.features)
-    query = (
-        f"WITH earlier AS (SELECT s.{_ROW}, f.* FROM sample s JOIN read_parquet(?) f "  # noqa: S608 - Feast's names
-        f"ON {on} AND f.{EVENT_TIMESTAMP} <= s.{EVENT_TIMESTAMP} {alive if view.ttl else ''}), "
-        f"newest AS (SELECT * EXCLUDE ({keys}) FROM earlier "
-        f"QUALIFY rank() OVER (PARTITION BY {_ROW} ORDER BY {EVENT_TIMESTAMP} DESC) = 1) "
-        f"SELECT count(DISTINCT {_ROW}) FROM sample s LEFT JOIN newest f USING ({_ROW}) WHERE {differs}"
-    )
-    with duckdb.connect() as connection:
-        connection.register("sample", sample)
-        row = connection.execute(query, [str(path)]).fetchone()
-    wrong = row[0] if row else 0
-    if wrong:
-        raise DataInvalid(
-            f"{spec.model}: {wrong:,} of {sample.num_rows:,} audited rows got values of feature view {view.name} that "
-            f"are not those of the newest row at their {spec.data.event_time}; look for two rows of one entity with "
-            f"the same {EVENT_TIMESTAMP} in the recipe's table {view.name}"
-        )
 
 
 def apply_online(spec: ModelSpec, settings: Settings) -> bool:
@@ -195,7 +113,7 @@ def apply_online(spec: ModelSpec, settings: Settings) -> bool:
     """
     features = _features(spec)
     marker = settings.feast_home / "applied" / spec.model
-    wanted = hashlib.sha256(f"{_repo_digest(settings)} {features.service} {_offline(settings)}".encode()).hexdigest()
+    wanted = hashlib.sha256(f"{repo_digest(settings)} {features.service} {_offline(settings)}".encode()).hexdigest()
     settings.feast_home.mkdir(parents=True, exist_ok=True)
     with _exclusive(settings):
         if marker.is_file() and marker.read_text() == wanted and _registry(settings).is_file():
@@ -290,115 +208,6 @@ def push(spec: ModelSpec, settings: Settings, view: str, frame: pd.DataFrame) ->
     return len(frame)
 
 
-@dataclass(frozen=True)
-class View:
-    """A Feast feature view, in plain values. No ``ttl`` (zero) means that a row holds for ever."""
-
-    name: str
-    keys: tuple[str, ...]
-    features: tuple[str, ...]
-    ttl: timedelta
-
-
-@dataclass(frozen=True)
-class _Repo:
-    """The part of the feature repository that one feature service needs, and a store to use it with."""
-
-    store: Any
-    service: Any
-    objects: list[Any]
-    views: dict[str, View]
-    stored: dict[str, Any]
-
-    @property
-    def provider(self) -> Any:
-        from feast.infra.provider import get_provider
-
-        return get_provider(self.store.config)
-
-
-def _open_repo(
-    settings: Settings, service: str, *, tables: Path, private: Path | None = None, registry: Path | None = None
-) -> _Repo:
-    """Read ``feature_repo``. ``private`` keeps registry and online store away from those in use."""
-    import yaml
-    from feast import FeatureStore, FeatureView, RepoConfig
-
-    with _environment(settings, tables):
-        text = os.path.expandvars((settings.feature_repo / "feature_store.yaml").read_text())
-        found = _definitions(settings.feature_repo)
-    config = yaml.safe_load(text)
-    if private is not None:
-        config["registry"] = {"path": str(private / "registry.db")}
-        config["offline_store"] = {"type": "airlock.steps.asof.AsofOfflineStore"}
-        config["online_store"] = {"type": "sqlite", "path": str(private / "online.db")}
-    elif registry is not None:
-        config["registry"]["path"] = str(registry)
-    store = FeatureStore(config=RepoConfig(**config, repo_path=settings.feature_repo))
-    chosen, objects = _needed(found, service)
-    stored = {item.name: item for item in objects if isinstance(item, FeatureView)}
-    views = {name: _view(item, objects) for name, item in stored.items()}
-    return _Repo(store, chosen, objects, views, stored)
-
-
-def _view(view: Any, objects: Sequence[Any]) -> View:
-    from feast import Entity
-
-    keys = {item.name: item.join_key for item in objects if isinstance(item, Entity)}
-    return View(
-        name=view.name,
-        keys=tuple(keys[entity] for entity in view.entities),
-        features=tuple(field.name for field in view.features),
-        ttl=view.ttl or timedelta(0),
-    )
-
-
-def _needed(found: Sequence[Any], service: str) -> tuple[Any, list[Any]]:
-    """The named service with the views, on-demand views and entities it needs."""
-    from feast import Entity, FeatureService, FeatureView, OnDemandFeatureView
-
-    services = {item.name: item for item in found if isinstance(item, FeatureService)}
-    if service not in services:
-        raise SpecError(f"there is no feature service {service!r} in feature_repo; it has {sorted(services)}")
-    names = {projection.name for projection in services[service].feature_view_projections}
-    on_demand = [item for item in found if isinstance(item, OnDemandFeatureView) and item.name in names]
-    for item in on_demand:
-        names |= set(item.source_feature_view_projections)
-    views = [item for item in found if isinstance(item, FeatureView) and item.name in names]
-    used = {entity for view in views for entity in view.entities}
-    entities = [item for item in found if isinstance(item, Entity) and item.name in used]
-    return services[service], [*entities, *views, *on_demand, services[service]]
-
-
-def _definitions(repo: Path) -> list[Any]:
-    found: list[Any] = []
-    for path in sorted(repo.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"_airlock_feature_repo_{path.stem}", path)
-        if spec is None or spec.loader is None:
-            raise SpecError(f"{path} is not a Python module")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        found += vars(module).values()
-    return found
-
-
-@contextlib.contextmanager
-def _environment(settings: Settings, tables: Path) -> Iterator[None]:
-    """What the repository's files read from the environment; one reader at a time."""
-    wanted = {"AIRLOCK_HOME": str(settings.home), _TABLES: str(tables)}
-    with _environment_lock:
-        before = {name: os.environ.get(name) for name in wanted}
-        os.environ.update(wanted)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
-
-
 @contextlib.contextmanager
 def _exclusive(settings: Settings) -> Iterator[None]:
     """One writer of the online registry at a time, in any process."""
@@ -408,7 +217,7 @@ def _exclusive(settings: Settings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _changed_registry(settings: Settings, service: str) -> Iterator[_Repo]:
+def _changed_registry(settings: Settings, service: str) -> Iterator[Repo]:
     """A copy of the online registry to work on; it takes the registry's place if all went well."""
     registry = _registry(settings)
     copy = registry.with_suffix(".making")
@@ -417,23 +226,23 @@ def _changed_registry(settings: Settings, service: str) -> Iterator[_Repo]:
         shutil.copyfile(registry, copy)
     try:
         with quiet():
-            yield _open_repo(settings, service, tables=_offline(settings), registry=copy)
+            yield open_repo(settings, service, tables=_offline(settings), registry=copy)
         copy.replace(registry)
     finally:
         copy.unlink(missing_ok=True)
 
 
-_opened: dict[tuple[Path, str, str], _Repo] = {}
+_opened: dict[tuple[Path, str, str], Repo] = {}
 
 
-def _online_views(spec: ModelSpec, settings: Settings) -> _Repo:
+def _online_views(spec: ModelSpec, settings: Settings) -> Repo:
     """The online repository, opened once a process and definition."""
     service = _features(spec).service
-    key = (settings.feast_home, service, _repo_digest(settings))
+    key = (settings.feast_home, service, repo_digest(settings))
     if key not in _opened:
         apply_online(spec, settings)
         with quiet():
-            _opened[key] = _open_repo(settings, service, tables=_offline(settings))
+            _opened[key] = open_repo(settings, service, tables=_offline(settings))
     return _opened[key]
 
 
@@ -469,14 +278,6 @@ def _features(spec: ModelSpec) -> Features:
     return spec.features
 
 
-def _repo_digest(settings: Settings) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(settings.feature_repo.glob("*")):
-        if path.suffix in {".py", ".yaml"}:
-            digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def _registry(settings: Settings) -> Path:
     return settings.feast_home / "registry.db"
 
@@ -487,15 +288,3 @@ def _online(settings: Settings) -> Path:
 
 def _offline(settings: Settings) -> Path:
     return settings.feast_home / "offline"
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Feast's own progress bars and warnings about its experimental parts, kept out of the logs."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
