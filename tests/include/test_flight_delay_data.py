@@ -108,18 +108,18 @@ def test_statistics_hold_only_what_was_known(year: pd.DataFrame, seed: int) -> N
             return float((rows["arr_delay"] >= 15).mean())
 
         expected = {
-            "origin_dep_delay_2h": lambda: left(2)["dep_delay"].mean(),
-            "origin_departures_2h": lambda: len(left(2)),
-            "origin_late_24h": lambda: rate(landed(24)),
-            "carrier_dep_delay_3h": lambda: left(3)["dep_delay"].mean(),
-            "carrier_late_24h": lambda: rate(landed(24)),
-            "carrier_late_7d": lambda: rate(landed(168)),
-            "dest_late_6h": lambda: rate(landed(6)),
-            "dest_late_24h": lambda: rate(landed(24)),
-            "dest_late_7d": lambda: rate(landed(168)),
+            "origin_dep_delay_2h": left(2)["dep_delay"].mean(),
+            "origin_departures_2h": len(left(2)),
+            "origin_late_24h": rate(landed(24)),
+            "carrier_dep_delay_3h": left(3)["dep_delay"].mean(),
+            "carrier_late_24h": rate(landed(24)),
+            "carrier_late_7d": rate(landed(168)),
+            "dest_late_6h": rate(landed(6)),
+            "dest_late_24h": rate(landed(24)),
+            "dest_late_7d": rate(landed(168)),
         }
         for column in set(expected) & set(row.index):
-            np.testing.assert_allclose(row[column], expected[column](), rtol=1e-5, err_msg=f"{name}.{column} at {at}")
+            np.testing.assert_allclose(row[column], expected[column], rtol=1e-5, err_msg=f"{name}.{column} at {at}")
         if name == "origin_delays":
             due = mine[(mine["sched_dep"] < at) & (mine["sched_dep"] >= at - pd.Timedelta(hours=2))]
             waiting = due["departed"].isna() | (due["left_known"] >= at)
@@ -172,7 +172,7 @@ def test_online_frames_are_the_newest_rows_and_add_up() -> None:
     start = datetime(2013, 4, 5, 10, tzinfo=UTC)
     held: dict[str, pd.DataFrame] = {}
     since = None
-    for hour in range(0, 5):
+    for hour in range(5):
         until = start + timedelta(hours=hour)
         for name, frame in data.online_frames(since, until).items():
             keys = [key for key in ("carrier", "origin", "dest", "route", "tailnum") if key in frame]
