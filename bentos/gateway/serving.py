@@ -91,12 +91,13 @@ class Served:
 
     def tallies(self, version: str, role: Role) -> tuple[Tally, Tally]:
         """The tallies of the step and of the release."""
-        if version not in self._first_asked:
-            self._first_asked[version] = datetime.now(UTC)
-        return (
-            self.step.setdefault(version, {}).setdefault(role, Tally()),
-            self.total.setdefault(version, {}).setdefault(role, Tally()),
-        )
+        try:
+            return self.step[version][role], self.total[version][role]
+        except KeyError:
+            self._first_asked.setdefault(version, datetime.now(UTC))
+            for tallies in (self.step, self.total):
+                tallies.setdefault(version, {}).setdefault(role, Tally())
+            return self.step[version][role], self.total[version][role]
 
     def must_go(self, version: str, role: Role) -> Ejection | None:
         """Whether the candidate has just passed one of the route's limits; if so it gets no further request."""

@@ -7,10 +7,9 @@ and counted; the answers do not wait.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from gateway.versions import Version, VersionFailed
 
 QUEUE = 2_000
 _DELIVER_SECONDS = 0.02
+_PAUSE_SECONDS = 0.005
 _PATIENCE_SECONDS = 5.0
 
 
@@ -48,54 +48,56 @@ class ShadowWorker:
 
     def __init__(self, deliver: Callable[[list[Scored]], None]) -> None:
         self._deliver = deliver
-        self._tasks: queue.Queue[Task | None] = queue.Queue(QUEUE)
+        self._tasks: deque[Task] = deque()
         self._loop = asyncio.get_running_loop()
+        self._work_came = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._work, name="airlock-shadow", daemon=True)
         self._thread.start()
         self.dropped: dict[str, int] = {}
 
     def submit(self, task: Task) -> None:
-        try:
-            self._tasks.put_nowait(task)
-        except queue.Full:
+        if len(self._tasks) >= QUEUE:
             model = task.effect.route.model
             self.dropped[model] = self.dropped.get(model, 0) + 1
+            return
+        self._tasks.append(task)
+        if not self._work_came.is_set():
+            self._work_came.set()
 
     def depth(self) -> int:
-        return self._tasks.qsize()
+        return len(self._tasks)
 
     async def close(self) -> None:
         """Score what is queued, as far as a few seconds go."""
-        await asyncio.to_thread(self._finish)
+        self._stopping = True
+        self._work_came.set()
+        await asyncio.to_thread(self._thread.join, _PATIENCE_SECONDS)
         await asyncio.sleep(0)  # what was handed over last is delivered before this returns
 
-    def _finish(self) -> None:
-        with contextlib.suppress(queue.Full):
-            self._tasks.put(None, timeout=_PATIENCE_SECONDS)
-            self._thread.join(_PATIENCE_SECONDS)
-
     def _work(self) -> None:
+        while True:
+            self._work_came.wait()
+            self._work_came.clear()
+            self._drain()
+            if self._stopping and not self._tasks:
+                return
+            # To be woken for each request would cost the event loop more than the request's own checks.
+            time.sleep(_PAUSE_SECONDS)
+
+    def _drain(self) -> None:
         scored: list[Scored] = []
         since = time.perf_counter()
-        while True:
-            try:
-                task = self._tasks.get_nowait() if scored else self._tasks.get()
-            except queue.Empty:
-                self._hand_over(scored)
-                continue
-            if task is None:
-                self._hand_over(scored)
-                return
-            if not scored:
-                since = time.perf_counter()
-            scored.append(_score(task))
+        while self._tasks:
+            scored.append(_score(self._tasks.popleft()))
             if time.perf_counter() - since > _DELIVER_SECONDS:
                 self._hand_over(scored)
+                scored, since = [], time.perf_counter()
+        self._hand_over(scored)
 
     def _hand_over(self, scored: list[Scored]) -> None:
         if scored:
-            self._loop.call_soon_threadsafe(self._deliver, scored.copy())
-            scored.clear()
+            self._loop.call_soon_threadsafe(self._deliver, scored)
 
 
 def _score(task: Task) -> Scored:

@@ -1,0 +1,190 @@
+"""Requests a second of the gateway against a bare ASGI echo under uvicorn, in turn, in the same run.
+
+    python tests/benchmarks/gateway_throughput.py [--rounds 3] [--seconds 2] [--connections 8]
+
+One worker process each, keep-alive, one JSON row of 20 floats a request, a model of StandardScaler and
+GradientBoosting with 100 trees. The gateway checks, routes, answers, counts and logs every request; with a
+canary it also asks two versions and pairs their answers. Needs wrk (Debian: apt-get install wrk).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+sys.path.insert(0, str(REPOSITORY))
+
+import httpx  # noqa: E402
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+
+from airlock.core.bundle import ONNX  # noqa: E402
+from airlock.core.route import Bundle, Route  # noqa: E402
+from airlock.core.spec import Input, Task  # noqa: E402
+from airlock.steps.conversion import to_onnx  # noqa: E402
+from tests.support.gateway_process import free_port, running_gateway  # noqa: E402
+from tests.support.tiny_models import bundle, publish, route  # noqa: E402
+
+FEATURES = [f"f{n:02d}" for n in range(20)]
+INPUTS = {name: Input(type="float") for name in FEATURES}
+ECHO = """
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    message = await receive()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(message["body"]))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": message["body"]})
+"""
+
+
+def model_bundle(folder: Path, seed: int) -> Bundle:
+    from sklearn.ensemble import GradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    random = np.random.default_rng(seed)
+    rows = random.normal(size=(2000, len(FEATURES))).astype(np.float32)
+    labels = (rows[:, :5].sum(axis=1) + random.normal(size=2000) > 0).astype(int)
+    from pandas import DataFrame
+
+    pipeline = make_pipeline(StandardScaler(), GradientBoostingClassifier(n_estimators=100, random_state=seed))
+    pipeline.fit(DataFrame(rows, columns=FEATURES), labels)
+    onnx = to_onnx(pipeline, INPUTS, Task.CLASSIFICATION)
+    return bundle(folder, inputs=INPUTS, content=onnx.SerializeToString())
+
+
+@contextmanager
+def echo(folder: Path) -> Iterator[str]:
+    (folder / "echo.py").write_text(ECHO)
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "uvicorn", "echo:app", "--port", str(port), "--log-level", "warning"),
+        *("--no-access-log", "--lifespan", "off", "--loop", "uvloop", "--http", "httptools"),
+    ]
+    server = subprocess.Popen(command, cwd=folder)
+    try:
+        url = f"http://127.0.0.1:{port}/"
+        for _ in range(200):
+            try:
+                httpx.post(url, content=b"{}")
+                break
+            except httpx.HTTPError:
+                time.sleep(0.05)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def load(url: str, script: Path, seconds: int, connections: int) -> tuple[float, float]:
+    """Requests a second and the p99 in milliseconds, of answers that are all 200."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if "Non-2xx" in told or "Socket errors" in told:
+        raise SystemExit(f"{url} did not answer everything:\n{told}")
+    rate = float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1])  # type: ignore[index]
+    value, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", told).groups()  # type: ignore[union-attr]
+    return rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+
+
+def settle(url: str, generation: int) -> None:
+    for _ in range(500):
+        if httpx.get(f"{url}/v1/models/late/status").json()["generation"] == generation:
+            return
+        time.sleep(0.02)
+    raise SystemExit(f"the gateway did not take generation {generation}")
+
+
+def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
+    folder = Path(tempfile.mkdtemp(prefix="airlock-bench-"))
+    try:
+        row = dict(zip(FEATURES, np.random.default_rng(0).normal(size=20).round(6).tolist(), strict=True))
+        body = json.dumps({"rows": [row]})
+        script = folder / "post.lua"
+        script.write_text(
+            f"wrk.method = 'POST'\nwrk.body = [[{body}]]\nwrk.headers['Content-Type'] = 'application/json'\n"
+        )
+        first, second = model_bundle(folder / "1", 1), model_bundle(folder / "2", 2)
+        size = (folder / "1" / ONNX).stat().st_size
+        plain = route(first)
+        publish(folder, plain)
+        started = time.monotonic()
+        with running_gateway(folder, "/readyz") as gateway, echo(folder) as bare:
+            cold = time.monotonic() - started
+            predict = f"{gateway.url}/v1/models/late/predict"
+            generation = iter(range(2, 10_000))
+
+            def put(make: Callable[[int], Route]) -> None:
+                number = next(generation)
+                publish(folder, make(number))
+                settle(gateway.url, number)
+
+            cases: dict[str, tuple[str, Callable[[int], Route] | None]] = {
+                "bare ASGI echo, uvicorn": (bare, None),
+                "gateway, one version": (predict, lambda n: route(first, generation=n)),
+                "gateway, canary 50 %, answers paired": (
+                    predict,
+                    lambda n: route(first, candidate=second, share=50, generation=n),
+                ),
+            }
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+            for url, make in cases.values():
+                if make:
+                    put(make)
+                load(url, script, 1, connections)
+            for _ in range(rounds):
+                for name, (url, make) in cases.items():
+                    if make:
+                        put(make)
+                    found[name].append(load(url, script, seconds, connections))
+            worker = max(psutil.Process(gateway.process.pid).children(), key=lambda p: p.memory_info().rss)
+            memory = worker.memory_info().rss / 1e6
+            metrics = httpx.get(f"{gateway.url}/metrics").text
+            lost = re.search(r"^airlock_log_lost_total.* (\S+)$", metrics, re.MULTILINE)
+            if lost is None or float(lost[1]):
+                raise SystemExit(f"the prediction log did not keep up: {lost and lost[0]}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    base = [rate for rate, _ in found["bare ASGI echo, uvicorn"]]
+    return {
+        "cores": os.cpu_count(),
+        "onnx_bytes": size,
+        "cold_start_s": round(cold, 1),
+        "memory_mb": round(memory),
+        "cases": {
+            name: {
+                "requests_per_s": round(statistics.median(rate for rate, _ in runs)),
+                "p99_ms": round(statistics.median(p99 for _, p99 in runs), 1),
+                "ratio": round(statistics.median(rate / b for (rate, _), b in zip(runs, base, strict=True)), 2),
+            }
+            for name, runs in found.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=2)
+    parser.add_argument("--connections", type=int, default=8)
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is missing: install it (Debian: apt-get install wrk) and run this again")
+    print(json.dumps(measure(options.rounds, options.seconds, options.connections), indent=2))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
