@@ -141,7 +141,7 @@ class _Airport:
         from airlock.steps import features
 
         data = importlib.import_module(f"include.{self._spec.model}.data")
-        for view, frame in data.online_frames(now, since=self._pushed).items():
+        for view, frame in data.online_frames(self._pushed, now).items():
             features.push(self._spec, self._settings, view, frame)
         self._pushed = now
 

@@ -90,7 +90,7 @@ def _play(
         api = cleanup.enter_context(AirflowApi(settings.airflow_url, ADMIN, password_of(settings, ADMIN)))
         approver = cleanup.enter_context(AirflowApi(settings.airflow_url, APPROVER, password_of(settings, APPROVER)))
         _wait_for_dags(api)
-        world = World(feed, f"{settings.gateway_url}/v1/models/{MODEL}/predict", APRIL, speed=speed)
+        world = World(feed, f"{settings.gateway_url}/v1/models/{MODEL}/predict", APRIL, key=spec.data.key, speed=speed)
         story = Story(spec, settings, api=api, approver=approver, feed=feed, world=world, progress=progress)
         ledger = Ledger(settings.ledger_url)
         cleanup.enter_context(Poll(0.5, lambda: _watch(progress, ledger, world)))
@@ -118,7 +118,7 @@ def _play(
         ),
         champion=Champion(version=champion.version, digest=champion.bundle.digest) if champion else None,
         rollback=story.observed.rollback,
-        urls=_urls(settings),
+        urls=_urls(settings, story.observed.report),
     )
 
 
@@ -145,14 +145,13 @@ def _watch(progress: Progress, ledger: Ledger, world: World) -> None:
         progress.now.clock = traffic.now if traffic.requests else None
 
 
-def _urls(settings: Settings) -> dict[str, str]:
-    """Addresses to look at. The newest drift report is there if one was made."""
-    reports = sorted(settings.reports.rglob("*.html"), key=lambda path: path.stat().st_mtime)
+def _urls(settings: Settings, report: str | None) -> dict[str, str]:
+    """Addresses to look at. ``report`` is the drift report's, if one was made."""
     return {
         "airflow": settings.airflow_url,
         "mlflow": settings.mlflow_url,
-        "gateway": f"{settings.gateway_url}/docs",
-        **({"evidently": reports[-1].as_uri()} if reports else {}),
+        "gateway": f"{settings.gateway_url}/",
+        **({"evidently": report} if report else {}),
     }
 
 

@@ -42,15 +42,28 @@ class Traffic:
 
 
 class World:
-    """The replay. ``share`` of the flights ask, fewer where that would pass ``max_rate`` requests a second."""
+    """The replay. ``share`` of the flights ask, fewer where that would pass ``max_rate`` requests a second.
+
+    ``key`` names the field of a flight that chooses the version.
+    """
 
     def __init__(
-        self, source: Source, url: str, start: datetime, *, speed: float, share: float = 0.25, max_rate: float = 60.0
+        self,
+        source: Source,
+        url: str,
+        start: datetime,
+        *,
+        key: str,
+        speed: float,
+        share: float = 0.25,
+        max_rate: float = 60.0,
     ) -> None:
         self.speed = speed
         self._source = source
         self._url = url
+        self._key = key
         self._now = start
+        self._skip: datetime | None = None
         self._share = share
         self._max_rate = max_rate
         self._asks: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=_CLIENTS)
@@ -69,6 +82,10 @@ class World:
     @property
     def now(self) -> datetime:
         return self._now
+
+    def skip(self, to: datetime) -> None:
+        """Go on at ``to``, if that is later: nothing is asked in between, features and labels are caught up with."""
+        self._skip = to
 
     def start(self) -> None:
         for thread in self._threads:
@@ -110,6 +127,9 @@ class World:
                 self._put(None)
 
     def _hour(self) -> None:
+        skip, self._skip = self._skip, None
+        if skip is not None:
+            self._now = max(self._now, skip)
         speed = self.speed
         share = min(self._share, self._max_rate / (speed * _FLIGHTS_AN_HOUR))
         began = time.monotonic()
@@ -149,7 +169,7 @@ class World:
     def _ask(self, client: httpx.Client, flight: dict[str, Any]) -> str | None:
         """Ask about one flight; answers what went wrong, if something did."""
         try:
-            response = client.post(self._url, json={"entities": [flight]})
+            response = client.post(self._url, json={"entities": [flight], "key": flight[self._key]})
         except httpx.HTTPError as error:
             return f"{type(error).__name__}: {error}"
         return None if response.status_code == httpx.codes.OK else f"{response.status_code}: {response.text[:500]}"

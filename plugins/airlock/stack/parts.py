@@ -177,6 +177,7 @@ def _gateway(settings: Settings, ports: Ports) -> tuple[str, ...]:
     return (
         *(sys.executable, "-m", "bentoml", "serve", "gateway.service:Gateway"),
         *("--working-dir", str(settings.bentos), "--host", HOST, "--port", str(ports.gateway)),
+        *("--timeout-graceful-shutdown", "5"),
     )
 
 
