@@ -360,6 +360,16 @@ class TestPromoteAndBack:
         assert "complaints" in last.reason
         assert context["outlet_events"][outlet].extra["version"] == "1"
 
+    def test_rollback_to_the_champion_finishes_what_was_cut_off(
+        self, control: ReleaseControl, champion: Release, make_context: Make, dag: DAG, home: Path, ledger: Ledger
+    ) -> None:
+        (home / "routes" / "toy.json").unlink()
+        before = ledger.timeline("toy")
+        said = RollbackOperator(task_id="back", dag=dag, model="toy", to="1").execute(make_context())  # type: ignore[arg-type]
+        assert said["champion"] == "1"
+        assert shares(home) == {"1": 100}
+        assert ledger.timeline("toy") == before
+
     def test_rollback_to_nowhere_fails_without_retry(self, champion: Release, make_context: Make, dag: DAG) -> None:
         with pytest.raises(AirflowFailException, match=r"version 7 was never promoted.*good ones: none"):
             RollbackOperator(task_id="back", dag=dag, model="toy", to="7").execute(make_context())  # type: ignore[arg-type]

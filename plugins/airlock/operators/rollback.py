@@ -6,6 +6,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
+from airlock.core.route import Route
 from airlock.operators.base import ModelOperator, actor, refusals_are_final
 from airlock.operators.links import GatewayLink
 
@@ -31,8 +32,19 @@ class RollbackOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         self.links[GatewayLink().name] = self.settings.gateway_url
-        route = self.control.roll_back_model(self.to or None, actor=actor(context), reason=self.reason)
+        route = self._there_already()
+        if route is None:
+            route = self.control.roll_back_model(self.to or None, actor=actor(context), reason=self.reason)
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = {"version": route.champion, "reason": route.reason}
         self.log.info("Generation %s: %s", route.generation, route.reason)
         return {"generation": route.generation, "champion": route.champion, "reason": route.reason}
+
+    def _there_already(self) -> Route | None:
+        """The route, if ``to`` holds production: a rollback that was cut off before the gateway heard of it."""
+        ledger = self.control.ledger
+        champion = ledger.champion(self.model)
+        if champion is None or champion.version != self.to:
+            return None
+        self.control.restore(champion.release)
+        return ledger.route(self.model)
