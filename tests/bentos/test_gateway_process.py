@@ -93,6 +93,16 @@ def test_sigterm_ends_the_parent_and_its_worker(gateway: GatewayProcess) -> None
     assert not alive
 
 
+def test_the_worker_does_not_outlive_a_killed_parent(gateway: GatewayProcess) -> None:
+    workers = psutil.Process(gateway.process.pid).children(recursive=True)
+    GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])
+    gateway.process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert len(read(settings_at(gateway.home), "late")) == 1
+    assert "generation 1 in effect" in gateway.log.read_text()
+
+
 def test_it_listens_on_loopback_only_and_says_nothing_of_requests(gateway: GatewayProcess) -> None:
     GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])
     port = int(gateway.url.rsplit(":", 1)[1])
