@@ -22,7 +22,7 @@ from gateway.paths import Paths
 
 logger = logging.getLogger("airlock.gateway")
 
-RETRY_SECONDS = 1.0
+RETRY_SECONDS = 0.2
 READ_SECONDS = 2.0
 
 Columns = dict[str, list[Any]]
@@ -81,6 +81,10 @@ class OnlineFeatures:
             Unavailable: a service is not loaded, or the store does not answer.
         """
         for service in services:
+            task = self._loading.get(service)
+            if self.missing(service) and task:
+                # It may be a moment away: a question that comes too early waits as long as a slow read would.
+                await asyncio.wait({task}, timeout=READ_SECONDS)
             if why := self.missing(service):
                 raise Unavailable(why)
         loop = asyncio.get_running_loop()

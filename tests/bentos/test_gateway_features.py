@@ -198,6 +198,20 @@ def test_a_lost_or_torn_registry_is_an_explicit_503_and_the_last_good_one_stays(
     in_gateway(tmp_path, body, project=project)
 
 
+def test_a_question_that_comes_a_moment_too_early_is_answered(stored: tuple[Path, Path], tmp_path: Path) -> None:
+    home, project = stored
+    publish(tmp_path, route(bundle(tmp_path / "b", inputs=INPUTS, features=FEATURES)))
+
+    async def body(gateway: Running) -> None:
+        question = asyncio.create_task(ask(gateway, ENTITY))
+        await asyncio.sleep(0.3)
+        assert not question.done()
+        (tmp_path / "feast").symlink_to(home / "feast")
+        assert (await question).status_code == 200
+
+    in_gateway(tmp_path, body, project=project)
+
+
 def test_rows_need_no_store(stored: tuple[Path, Path], tmp_path: Path) -> None:
     publish(tmp_path, route(bundle(tmp_path / "b")))
 
