@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -355,5 +357,88 @@ def test_a_candidate_may_take_an_input_that_the_champion_does_not(tmp_path: Path
         assert (await gateway.ask())["fallback"]
         answer = await gateway.ask(row=GOOD_ROW | {"seats": 100})
         assert (answer["version"], answer["fallback"]) == ("2", False)
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_slow_shadow_holds_nobody_up_and_what_is_left_out_is_counted(
+    tmp_path: Path, champion: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.shadow.QUEUE", 3)
+    slow = bundle(tmp_path / "slow", work=1500)
+    publish(tmp_path, route(champion, candidate=slow, shadow=True))
+
+    async def body(gateway: Running) -> None:
+        slowest = 0.0
+        for n in range(40):
+            started = time.perf_counter()
+            await gateway.ask(str(n))
+            slowest = max(slowest, time.perf_counter() - started)
+        assert slowest < 0.5
+        metrics = (await gateway.client.get("/metrics")).text
+        dropped = re.search(r'airlock_shadow_dropped_total\{model="late"\} (\S+)', metrics)
+        assert dropped is not None
+        assert float(dropped[1]) >= 30
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_large_batch_leaves_the_event_loop_free(tmp_path: Path) -> None:
+    publish(tmp_path, route(bundle(tmp_path / "b", work=700)))
+
+    async def body(gateway: Running) -> None:
+        version = gateway.gateway.routes.models["late"].effect.champion
+        assert not version.is_cheap(1000)
+        rows = [GOOD_ROW | {"distance": float(n)} for n in range(1000)]
+        response = await gateway.client.post(PREDICT, json={"rows": rows})
+        answers = [row["probability"] for row in response.json()["predictions"]]
+        assert len(answers) == 1000
+        assert answers == sorted(answers), "in the order of the rows"
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_route_that_moves_on_meanwhile_does_not_disturb_a_request(tmp_path: Path, champion: Bundle) -> None:
+    slow = bundle(tmp_path / "slow", work=1500)
+    publish(tmp_path, route(champion, candidate=slow, share=100, timeout_ms=5_000))
+
+    async def body(gateway: Running) -> None:
+        version = gateway.gateway.routes.models["late"].effect.candidate
+        assert version is not None
+        version.ms_per_row = 100.0
+        question = asyncio.create_task(gateway.ask())
+        await asyncio.sleep(0)
+        publish(tmp_path, route(champion, generation=2))
+        answer = await question
+        await gateway.until(lambda status: status.generation == 2)
+        assert (answer["version"], answer["fallback"]) == ("2", False)
+        assert (await gateway.ask())["version"] == "1"
+
+    in_gateway(tmp_path, body)
+
+
+def test_two_models_do_not_mix(tmp_path: Path, champion: Bundle) -> None:
+    other = bundle(tmp_path / "other", model="early", bias=-2.0)
+    publish(tmp_path, route(champion))
+    publish(tmp_path, route(other, model="early", generation=9))
+
+    async def body(gateway: Running) -> None:
+        late = await gateway.ask()
+        early = (await gateway.client.post("/v1/models/early/predict", json=ROWS)).json()
+        assert (late["model"], early["model"]) == ("late", "early")
+        assert early["predictions"][0]["probability"] < 0.2 < late["predictions"][0]["probability"]
+        assert (await gateway.status()).generation == 1
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_route_of_another_model_s_bundle_is_refused(tmp_path: Path, champion: Bundle) -> None:
+    publish(tmp_path, route(champion))
+
+    async def body(gateway: Running) -> None:
+        publish(tmp_path, route(bundle(tmp_path / "other", model="early"), generation=2))
+        status = await gateway.until(lambda status: status.error is not None)
+        assert status.generation == 1
+        assert "another model" in (status.error or "")
 
     in_gateway(tmp_path, body)
