@@ -95,8 +95,9 @@ def test_extra_links_are_those_of_the_operators() -> None:
 def test_airflow_lists_the_provider_and_its_connection_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
     from airflow.providers_manager import ProvidersManager
+    from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
     manager = ProvidersManager()
     assert manager.providers["airflow-provider-airlock"].version == distribution("airflow-provider-airlock").version
-    assert {"airlock_gateway", "airlock_ledger", "airlock_mlflow"} <= set(manager.hooks)
+    assert {"airlock_gateway", "airlock_ledger", "airlock_mlflow"} <= set(ProvidersManagerTaskRuntime().hooks)
     assert "airlock.operators.links.MlflowRunLink" in manager.extra_links_class_names

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from airflow.sdk import DAG
@@ -50,6 +51,11 @@ class Gateway:
         self.errors = 0
         self.ejected = ""
         self.down = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
     def status(self, model: str) -> GatewayStatus:
         if self.down:
@@ -232,6 +238,7 @@ class TestStep:
         trigger = deferred.value.trigger
         assert isinstance(trigger, ReleaseStepTrigger)
         assert deferred.value.method_name == "resume"
+        assert deferred.value.timeout == timedelta(hours=2, minutes=1)
         _, kwargs = trigger.serialize()
         assert json.loads(json.dumps(kwargs)) == kwargs
         assert Release.model_validate(kwargs["release"]).step == "canary_5"

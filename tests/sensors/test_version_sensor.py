@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from airflow.sdk import DAG
@@ -19,6 +19,11 @@ from airlock.triggers.version import VersionServedTrigger
 class Gateway:
     def __init__(self, champion: str | Exception) -> None:
         self.champion = champion
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
     def status(self, model: str) -> GatewayStatus:
         if isinstance(self.champion, Exception):

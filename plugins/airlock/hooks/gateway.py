@@ -29,7 +29,8 @@ class GatewayHook(UrlHook):
     def test_connection(self) -> tuple[bool, str]:
         """Ask whether the gateway is ready to answer; for the form's Test button."""
         try:
-            ready = self.get_conn().ready()
+            with self.get_conn() as gateway:
+                ready = gateway.ready()
         except Exception as error:  # noqa: BLE001 - whatever it is, the form shows it
             return False, str(error)
         return ready, "ready" if ready else "the gateway answers, but has no version to serve yet"

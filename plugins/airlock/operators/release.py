@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -138,7 +139,8 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
 
     def _status(self) -> GatewayStatus | None:
         try:
-            return self.gateway_hook.get_conn().status(self.model)
+            with self.gateway_hook.get_conn() as gateway:
+                return gateway.status(self.model)
         except (Unavailable, NotFound) as error:
             self.log.warning("No evidence from the gateway: %s", error)
             return None
@@ -152,6 +154,8 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
                 gateway_url=self.settings.gateway_url,
             ),
             method_name="resume",
+            # Should no triggerer run, Airflow wakes the task up for another try, which then judges by itself.
+            timeout=self.spec.rollout.deadline + timedelta(minutes=1),
         )
 
     def _skip_steps(self, context: Context, which: Callable[[str], bool]) -> None:

@@ -43,7 +43,8 @@ class VersionServedSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002
         try:
-            return serves(self.hook.get_conn().status(self.model), self.version)
+            with self.hook.get_conn() as gateway:
+                return serves(gateway.status(self.model), self.version)
         except (Unavailable, NotFound) as error:
             self.log.info("Not served yet: %s", error)
             return False
