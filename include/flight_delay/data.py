@@ -113,7 +113,7 @@ def load(
 
     Args:
         until: events are the flights that had landed by then, and feature rows are no newer.
-        weather_units: ``imperial`` (as published: F, mph, in, miles, hPa) or ``metric`` (C, m/s, mm, m, kPa).
+        weather_units: ``imperial`` (as published: F, mph, in, miles, hPa) or ``metric`` (K, m/s, mm, m, Pa).
         exclude_carriers: carriers whose flights are left out. Statistics of the airports keep them in.
 
     Returns:
@@ -189,12 +189,12 @@ def in_units(weather: pd.DataFrame, units: str) -> pd.DataFrame:
     if units != "metric":
         raise ValueError(f"weather_units is {units!r}, expected 'imperial' or 'metric'")
     metric = {
-        "temp": (weather["temp"] - 32) / 1.8,
-        "dewp": (weather["dewp"] - 32) / 1.8,
+        "temp": (weather["temp"] + 459.67) / 1.8,
+        "dewp": (weather["dewp"] + 459.67) / 1.8,
         "wind_speed": weather["wind_speed"] * 0.44704,
         "precip": weather["precip"] * 25.4,
         "visib": weather["visib"] * 1609.344,
-        "pressure": weather["pressure"] / 10,
+        "pressure": weather["pressure"] * 100,
     }
     return weather.assign(**{name: values.astype("float32") for name, values in metric.items()})
 

