@@ -201,6 +201,33 @@ def test_the_champion_answers_for_a_version_that_takes_too_long(tmp_path: Path, 
     in_gateway(tmp_path, body)
 
 
+def test_a_run_that_was_cheap_until_now_is_held_to_its_time_as_well(tmp_path: Path, champion: Bundle) -> None:
+    slow = bundle(tmp_path / "slow", work=1000)
+    publish(tmp_path, route(champion, candidate=slow, share=100, timeout_ms=1))
+
+    async def body(gateway: Running) -> None:
+        version = gateway.gateway.routes.models["late"].effect.candidate
+        assert version is not None
+        version.ms_per_row = 0.0
+        assert (await gateway.ask())["fallback"]
+        assert (await gateway.status()).total["2"]["served"].timeouts == 1
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_version_that_failed_a_request_is_not_asked_it_again(
+    tmp_path: Path, champion: Bundle, raising: Bundle
+) -> None:
+    publish(tmp_path, route(champion, candidate=raising, share=100))
+
+    async def body(gateway: Running) -> None:
+        assert (await gateway.ask(row=GOOD_ROW | {"carrier": "EV"}))["fallback"]
+        await asyncio.sleep(0.1)
+        assert set((await gateway.status()).total["2"]) == {"served"}
+
+    in_gateway(tmp_path, body)
+
+
 def test_no_answer_at_all_is_an_explicit_503(tmp_path: Path) -> None:
     publish(tmp_path, route(bundle(tmp_path / "b", carriers=("UA",))))
 
