@@ -201,7 +201,9 @@ def _by_traffic(
     spec: ModelSpec, step: PlannedStep, release: Release, status: GatewayStatus, waited: timedelta
 ) -> Decision:
     of_step = status.step.get(release.version, {}).get(step.role, Tally())
-    of_release = status.total.get(release.version, {}).get(step.role, Tally())
+    # Guards judge all that the version was asked in this release, as the gateway does: what it was asked in
+    # shadow is evidence about the same model. How many answers a step itself needs is counted by role.
+    of_release = sum(status.total.get(release.version, {}).values(), Tally())
     champion = status.total.get(status.champion, {}).get("served")
     verdicts = judge_guards(spec.guards, of_release, champion)
     status_of_all = fold(verdicts)

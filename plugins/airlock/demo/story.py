@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from airlock.airflow_api import AirflowApi, Approval, Run
-from airlock.core.errors import AirlockError
+from airlock.core.errors import AirlockError, NotFound, Unavailable
 from airlock.core.release import Phase, Release
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Ejection
@@ -18,15 +19,16 @@ from airlock.demo.feed import Feed
 from airlock.demo.progress import Progress
 from airlock.demo.summary import Act, Rollback
 from airlock.demo.world import World
+from airlock.gateway_client import GatewayClient
 from airlock.ledger import Ledger
 from airlock.settings import Settings
 
 MODEL = "flight_delay"
 ACTS = ("train", "first_release", "canary_promoted", "bad_candidate_rolled_back", "drift_retrained")
 APRIL = datetime(2013, 4, 1, tzinfo=UTC)
-SECOND_TRAINING = datetime(2013, 4, 10, tzinfo=UTC)
-SUMMER = datetime(2013, 6, 22, tzinfo=UTC)
-STORMS = datetime(2013, 6, 29, tzinfo=UTC)
+SECOND_TRAINING = datetime(2013, 4, 7, tzinfo=UTC)
+SUMMER = datetime(2013, 6, 24, tzinfo=UTC)
+STORMS = datetime(2013, 6, 28, tzinfo=UTC)
 
 # Good offline and bad in production. The first learns weather in other units than the online store carries;
 # the second has never seen two of the carriers and raises where it meets one.
@@ -80,9 +82,9 @@ class Story:
         self._world = world
         self._progress = progress
         self._ledger = Ledger(settings.ledger_url)
-        self._speed = world.speed
         self._known_runs: set[str] = set()
         self._replaying = False
+        self._unopened: AirlockError | None = None
         self.observed = Observed()
         self.acts: list[Act] = []
 
@@ -113,15 +115,22 @@ class Story:
             self.acts.append(Act(name=name, ok=not broken, seconds=round(time.monotonic() - began, 1), detail=detail))
 
     def _train(self) -> str:
+        opening = threading.Thread(target=self._open, name="open", daemon=True)
+        opening.start()
         run = self._trained({"until": APRIL.isoformat()})
+        opening.join()
+        if self._unopened is not None:
+            raise self._unopened
         version, verdicts = self._registered(run)
         return f"version {version} registered; {_gates(verdicts)}"
 
     def _first_release(self) -> str:
         version = self._released(self._next_run("release"), Phase.PROMOTED).version
         self._until(lambda: self._champion() == version, 30, f"the gateway to serve version {version}")
+        with GatewayClient(self._settings.gateway_url) as gateway:
+            self._until(gateway.ready, 30, "the gateway to be ready")
         self.observed.serving_after = self._progress.seconds
-        self._feed.open(APRIL)
+        self._world.slow_from(SUMMER)
         self._world.start()
         self._replaying = True
         self._until(lambda: self._world.traffic().requests >= 200, 90, "the first 200 answers")
@@ -168,6 +177,7 @@ class Story:
         if left < SUMMER:
             self._progress.say(f"the replay skips from {left:%d %B} to {SUMMER:%d %B}")
             self._world.skip(SUMMER)
+        self._world.slow_from(None)
         self._until(lambda: self._world.now >= STORMS, 240, f"the replay to reach {STORMS:%d %B}")
         now = self._world.now
         monitored = self._completed(self._api.trigger(f"{MODEL}__monitor", {"until": now.isoformat()}))
@@ -184,6 +194,13 @@ class Story:
             f"{verdict.reason}; that started {started.dag_run_id}; version {version}, {_gates(verdicts)}, "
             f"waits for an answer: {waiting.subject}"
         )
+
+    def _open(self) -> None:
+        """Publish the first features while the first training goes on."""
+        try:
+            self._feed.open(APRIL)
+        except AirlockError as error:
+            self._unopened = error
 
     def _trained(self, conf: dict[str, Any]) -> Run:
         return self._completed(self._api.trigger(f"{MODEL}__train", conf))
@@ -295,14 +312,17 @@ class Story:
 
     def _champion(self) -> str | None:
         """Who answers everything, by the gateway's own word; ``None`` while traffic is split."""
-        from airlock.gateway_client import GatewayClient
-
-        status = GatewayClient(self._settings.gateway_url).status(MODEL)
+        with GatewayClient(self._settings.gateway_url) as gateway:
+            try:
+                status = gateway.status(MODEL)
+            except (NotFound, Unavailable):
+                return None
         return status.champion if status.share == 0 else None
 
     def _counted(self) -> str:
         traffic = self._world.traffic()
-        return f"{traffic.requests:,} requests, {traffic.failed} lost, {traffic.landed:,} labels"
+        why = f" ({traffic.first_failure})" if traffic.first_failure else ""
+        return f"{traffic.requests:,} requests, {traffic.failed} lost{why}, {traffic.landed:,} labels"
 
     def _until(self, reached: Callable[[], bool], timeout: float, what: str) -> None:
         deadline = time.monotonic() + timeout

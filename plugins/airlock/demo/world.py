@@ -42,7 +42,7 @@ class Traffic:
 
 
 class World:
-    """The replay. ``share`` of the flights ask, fewer where that would pass ``max_rate`` requests a second.
+    """The replay. Of the flights as many ask as make ``max_rate`` requests a second, always the same ones.
 
     ``key`` names the field of a flight that chooses the version.
     """
@@ -55,7 +55,6 @@ class World:
         *,
         key: str,
         speed: float,
-        share: float = 0.25,
         max_rate: float = 60.0,
     ) -> None:
         self.speed = speed
@@ -64,7 +63,7 @@ class World:
         self._key = key
         self._now = start
         self._skip: datetime | None = None
-        self._share = share
+        self._slow_from: datetime | None = None
         self._max_rate = max_rate
         self._asks: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=_CLIENTS)
         self._stop = threading.Event()
@@ -86,6 +85,10 @@ class World:
     def skip(self, to: datetime) -> None:
         """Go on at ``to``, if that is later: nothing is asked in between, features and labels are caught up with."""
         self._skip = to
+
+    def slow_from(self, when: datetime | None) -> None:
+        """From ``when`` on let the clock run an hour a second, until told otherwise with ``None``."""
+        self._slow_from = when
 
     def start(self) -> None:
         for thread in self._threads:
@@ -130,8 +133,9 @@ class World:
         skip, self._skip = self._skip, None
         if skip is not None:
             self._now = max(self._now, skip)
-        speed = self.speed
-        share = min(self._share, self._max_rate / (speed * _FLIGHTS_AN_HOUR))
+        slow = self._slow_from is not None and self._now >= self._slow_from
+        speed = min(1.0, self.speed) if slow else self.speed
+        share = min(1.0, self._max_rate / (speed * _FLIGHTS_AN_HOUR))
         began = time.monotonic()
         tick = self._source.tick(self._now, self._now + _TICK, share)
         with self._lock:
