@@ -84,7 +84,7 @@ def make_context(dag: DAG) -> Callable[..., Context]:
                 for asset, extra in (events or {}).items()
             ),
             "outlet_events": OutletEventAccessors(),
-            "ti": SimpleNamespace(map_index=-1, xcom_push=xcom_push, pushed=pushed),
+            "ti": SimpleNamespace(id="0", try_number=1, map_index=-1, xcom_push=xcom_push, pushed=pushed),
         }
 
     return make

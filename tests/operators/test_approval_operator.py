@@ -82,7 +82,6 @@ def release(home: Path, ledger: Ledger) -> Release:
 def context(make_context: Make) -> dict[str, Any]:
     context = make_context()
     context["task_instance"] = context["ti"]
-    context["ti"].id = "0"
     context["ti"].xcom_pull = lambda **_: "http://mlflow/#/runs/r1"
     return context
 
@@ -124,6 +123,60 @@ def test_a_version_without_verdicts_is_not_put_to_anybody(
     registry.bundle = "sha256:" + "b" * 64
     with pytest.raises(AirflowFailException, match="no gate verdicts for its bundle"):
         approve(dag, release).execute(context)  # type: ignore[arg-type]
+    assert asked == []
+
+
+GIVEN = SimpleNamespace(
+    response_received=True,
+    chosen_options=["Approve"],
+    params_input={"comment": "quick"},
+    responded_at=datetime(2026, 1, 1, tzinfo=UTC),
+    responded_by_user=SimpleNamespace(id="grace", name="grace"),
+)
+
+
+def test_an_answer_given_too_fast_is_not_thrown_away(
+    dag: DAG,
+    release: Release,
+    registry: Registry,
+    ledger: Ledger,
+    asked: list[dict[str, Any]],
+    context: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("airlock.operators.approval.get_hitl_detail_content_detail", lambda **_: GIVEN)
+    context["ti"].try_number = 2
+    approve(dag, release).execute(context)  # type: ignore[arg-type]
+    assert asked == []
+    last = ledger.timeline("toy")[-1]
+    assert (last.event, last.actor, last.reason) == ("approve", "grace", "quick")
+
+
+def test_a_second_try_asks_again_when_nobody_has_answered(
+    dag: DAG,
+    release: Release,
+    registry: Registry,
+    asked: list[dict[str, Any]],
+    context: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = SimpleNamespace(response_received=False, chosen_options=None)
+    monkeypatch.setattr("airlock.operators.approval.get_hitl_detail_content_detail", lambda **_: silent)
+    context["ti"].try_number = 2
+    with pytest.raises(TaskAwaitingInput):
+        approve(dag, release).execute(context)  # type: ignore[arg-type]
+    assert len(asked) == 1
+
+
+def test_nobody_is_asked_about_what_is_decided(
+    dag: DAG, release: Release, ledger: Ledger, asked: list[dict[str, Any]], context: dict[str, Any]
+) -> None:
+    ask = approve(dag, release)
+    ask.execute_complete(context, answer("Approve"))  # type: ignore[arg-type]
+    assert ask.execute(context) is None  # type: ignore[arg-type]
+    ask.control.roll_back(release.id, reason="slow")
+    with pytest.raises(AirflowFailException, match="rolled_back: slow"):
+        ask.execute(context)  # type: ignore[arg-type]
     assert asked == []
 
 

@@ -12,11 +12,12 @@ from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperatorLink, Context, Param
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
+from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
 
 from airlock.core.errors import NotFound
 from airlock.core.refs import VersionRef
-from airlock.core.release import Release
+from airlock.core.release import TERMINAL, Phase, Release
 from airlock.core.verdict import Verdict
 from airlock.operators.base import refusals_are_final
 from airlock.operators.links import MlflowRunLink
@@ -51,15 +52,45 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
         )
 
     @refusals_are_final
-    def execute(self, context: Context) -> None:
-        registry = self.registry_hook.get_conn()
+    def execute(self, context: Context) -> Any:
         release = self.control.ledger.release(self.release_id)
+        if release.phase in TERMINAL:
+            raise AirflowFailException(f"release {release.id} is {release.phase}: {release.reason}")
+        if release.phase is not Phase.OPENED:
+            self.log.info("Release %s is %s: it was approved already", release.id, release.phase)
+            return None
+        if (event := self._answered(context)) is not None:
+            return self.execute_complete(context, event)
+        registry = self.registry_hook.get_conn()
         version = registry.version(self.model, release.version)
         run_url = self.registry_hook.run_url(version.run_id)
         self.links[MlflowRunLink().name] = run_url
         self.subject = f"May {self.model} version {release.version} see traffic?"
         self.body = evidence(release, version, verdicts_of(registry, version), run_url)
         ApprovalOperator.execute(self, context)
+        return None
+
+    def _answered(self, context: Context) -> dict[str, Any] | None:
+        """The answer to an earlier try's question.
+
+        Someone who answers before the scheduler has seen the task pause makes Airflow take it for
+        killed, and try again. Asking again would throw the answer away.
+        """
+        if context["ti"].try_number == 1:
+            return None
+        try:
+            said = get_hitl_detail_content_detail(ti_id=context["ti"].id)
+        except AirflowRuntimeError:
+            return None
+        if not said.response_received or not said.chosen_options:
+            return None
+        user = said.responded_by_user
+        return {
+            "chosen_options": list(said.chosen_options),
+            "params_input": said.params_input or {},
+            "responded_at": said.responded_at,
+            "responded_by_user": {"id": user.id, "name": user.name} if user else None,
+        }
 
     @refusals_are_final
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:

@@ -28,7 +28,7 @@ class ReleaseStepTrigger(BaseTrigger):
     """
 
     def __init__(
-        self, *, spec: Mapping[str, Any], release: Mapping[str, Any], gateway_url: str, interval: float = 0.5
+        self, *, spec: Mapping[str, Any], release: Mapping[str, Any], gateway_url: str, interval: float = 1.0
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.spec = spec
@@ -52,8 +52,10 @@ class ReleaseStepTrigger(BaseTrigger):
         release = Release.model_validate(self.release)
         async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as client:
             while True:
+                # Waiting comes first: the operator has just looked, and a task that is woken up before
+                # the scheduler has seen it pause counts as killed.
+                await asyncio.sleep(self.interval)
                 decision = judge_step(spec, release, await gateway_status(client, spec.model), datetime.now(UTC))
                 if decision.action != "wait":
                     yield TriggerEvent({"release": release.id, "action": decision.action, "reason": decision.reason})  # type: ignore[no-untyped-call]
                     return
-                await asyncio.sleep(self.interval)

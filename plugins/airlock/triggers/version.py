@@ -48,8 +48,9 @@ class VersionServedTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as client:
             while True:
+                # Waiting comes first: a task that is woken up before the scheduler has seen it pause counts as killed.
+                await asyncio.sleep(self.interval)
                 status = await gateway_status(client, self.model)
                 if status is not None and serves(status, self.version):
                     yield TriggerEvent({"version": status.champion})  # type: ignore[no-untyped-call]
                     return
-                await asyncio.sleep(self.interval)
