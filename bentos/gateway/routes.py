@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,18 +74,20 @@ class RouteTable:
 
     async def _look(self) -> None:
         now = asyncio.get_running_loop().time()
-        for path in sorted(self._paths.routes.glob("*.json")):
+        for entry in os.scandir(self._paths.routes):
+            model, suffix = os.path.splitext(entry.name)  # noqa: PTH122 - many times a second
+            if suffix != ".json":
+                continue
             try:
-                facts = path.stat()
+                facts = entry.stat()
             except FileNotFoundError:
                 continue
             stamp = (facts.st_mtime_ns, facts.st_ino, facts.st_size)
-            model = path.stem
             if self._seen.get(model) == stamp and now < self._retry_at.get(model, float("inf")):
                 continue
             self._seen[model] = stamp
             self._retry_at.pop(model, None)
-            if not await self._take(model, path):
+            if not await self._take(model, Path(entry.path)):
                 self._retry_at[model] = now + RETRY_SECONDS
 
     async def _take(self, model: str, path: Path) -> bool:

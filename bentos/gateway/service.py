@@ -23,6 +23,8 @@ class _InFront(bentoml.Service[Any]):  # type: ignore[misc]
 
         # BentoML shows warnings only, of all but its own loggers.
         logging.getLogger("airlock").setLevel(logging.INFO)
+        # Without a handler uvicorn does not even put a line together for each request.
+        logging.getLogger("uvicorn.access").propagate = False
         state = State(from_environment())
         self.inner.state = state
         return App(state, super().to_asgi(is_main))
