@@ -4,7 +4,9 @@
 
 One worker process each, keep-alive, one JSON row of 20 floats a request, a model of StandardScaler and
 GradientBoosting with 100 trees. The gateway checks, routes, answers, counts and logs every request; with a
-canary it also asks two versions and pairs their answers. Needs wrk (Debian: apt-get install wrk).
+canary it also asks two versions and pairs their answers. ``ratio`` is to the echo in the same round;
+``cpu_ratio`` compares the processor time of a request, which a busy machine disturbs less. Needs wrk
+(Debian: apt-get install wrk).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -39,6 +42,7 @@ from tests.support.tiny_models import bundle, publish, route  # noqa: E402
 
 FEATURES = [f"f{n:02d}" for n in range(20)]
 INPUTS = {name: Input(type="float") for name in FEATURES}
+ECHO_CASE = "bare ASGI echo, uvicorn"
 ECHO = """
 async def app(scope, receive, send):
     if scope["type"] != "http":
@@ -67,7 +71,7 @@ def model_bundle(folder: Path, seed: int) -> Bundle:
 
 
 @contextmanager
-def echo(folder: Path) -> Iterator[str]:
+def echo(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     (folder / "echo.py").write_text(ECHO)
     port = free_port()
     command = [
@@ -83,21 +87,33 @@ def echo(folder: Path) -> Iterator[str]:
                 break
             except httpx.HTTPError:
                 time.sleep(0.05)
-        yield url
+        yield url, psutil.Process(server.pid)
     finally:
         server.terminate()
         server.wait(10)
 
 
-def load(url: str, script: Path, seconds: int, connections: int) -> tuple[float, float]:
-    """Requests a second and the p99 in milliseconds, of answers that are all 200."""
+class Run(NamedTuple):
+    """What one round saw. ``cpu_us`` is the server process's processor time for each request, in microseconds."""
+
+    rate: float
+    p99_ms: float
+    cpu_us: float
+
+
+def load(url: str, server: psutil.Process, script: Path, seconds: int, connections: int) -> Run:
+    """Keep a server busy; every answer must be a 200."""
+    before = server.cpu_times()
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", str(script), url]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in told or "Socket errors" in told:
         raise SystemExit(f"{url} did not answer everything:\n{told}")
+    after = server.cpu_times()
+    spent = after.user + after.system - before.user - before.system
     rate = float(re.search(r"Requests/sec:\s+([\d.]+)", told)[1])  # type: ignore[index]
+    requests = int(re.search(r"(\d+) requests in", told)[1])  # type: ignore[index]
     value, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", told).groups()  # type: ignore[union-attr]
-    return rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+    return Run(rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit], 1e6 * spent / requests)
 
 
 def settle(url: str, generation: int) -> None:
@@ -109,7 +125,7 @@ def settle(url: str, generation: int) -> None:
 
 
 def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
-    folder = Path(tempfile.mkdtemp(prefix="airlock-bench-"))
+    folder, busy = Path(tempfile.mkdtemp(prefix="airlock-bench-")), os.getloadavg()[0]
     try:
         row = dict(zip(FEATURES, np.random.default_rng(0).normal(size=20).round(6).tolist(), strict=True))
         body = json.dumps({"rows": [row]})
@@ -122,7 +138,7 @@ def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
         plain = route(first)
         publish(folder, plain)
         started = time.monotonic()
-        with running_gateway(folder, "/readyz") as gateway, echo(folder) as bare:
+        with running_gateway(folder, "/readyz") as gateway, echo(folder) as (bare, bare_process):
             cold = time.monotonic() - started
             predict = f"{gateway.url}/v1/models/late/predict"
             generation = iter(range(2, 10_000))
@@ -132,25 +148,26 @@ def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
                 publish(folder, make(number))
                 settle(gateway.url, number)
 
-            cases: dict[str, tuple[str, Callable[[int], Route] | None]] = {
-                "bare ASGI echo, uvicorn": (bare, None),
-                "gateway, one version": (predict, lambda n: route(first, generation=n)),
+            worker = max(psutil.Process(gateway.process.pid).children(), key=lambda p: p.memory_info().rss)
+            cases: dict[str, tuple[str, psutil.Process, Callable[[int], Route] | None]] = {
+                ECHO_CASE: (bare, bare_process, None),
+                "gateway, one version": (predict, worker, lambda n: route(first, generation=n)),
                 "gateway, canary 50 %, answers paired": (
                     predict,
+                    worker,
                     lambda n: route(first, candidate=second, share=50, generation=n),
                 ),
             }
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-            for url, make in cases.values():
+            found: dict[str, list[Run]] = {name: [] for name in cases}
+            for url, process, make in cases.values():
                 if make:
                     put(make)
-                load(url, script, 1, connections)
+                load(url, process, script, 1, connections)
             for _ in range(rounds):
-                for name, (url, make) in cases.items():
+                for name, (url, process, make) in cases.items():
                     if make:
                         put(make)
-                    found[name].append(load(url, script, seconds, connections))
-            worker = max(psutil.Process(gateway.process.pid).children(), key=lambda p: p.memory_info().rss)
+                    found[name].append(load(url, process, script, seconds, connections))
             memory = worker.memory_info().rss / 1e6
             metrics = httpx.get(f"{gateway.url}/metrics").text
             lost = re.search(r"^airlock_log_lost_total.* (\S+)$", metrics, re.MULTILINE)
@@ -158,17 +175,20 @@ def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
                 raise SystemExit(f"the prediction log did not keep up: {lost and lost[0]}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    base = [rate for rate, _ in found["bare ASGI echo, uvicorn"]]
+    base = found[ECHO_CASE]
     return {
         "cores": os.cpu_count(),
+        "load_before": round(busy, 1),
         "onnx_bytes": size,
         "cold_start_s": round(cold, 1),
         "memory_mb": round(memory),
         "cases": {
             name: {
-                "requests_per_s": round(statistics.median(rate for rate, _ in runs)),
-                "p99_ms": round(statistics.median(p99 for _, p99 in runs), 1),
-                "ratio": round(statistics.median(rate / b for (rate, _), b in zip(runs, base, strict=True)), 2),
+                "requests_per_s": round(statistics.median(run.rate for run in runs)),
+                "p99_ms": round(statistics.median(run.p99_ms for run in runs), 1),
+                "ratio": round(statistics.median(r.rate / b.rate for r, b in zip(runs, base, strict=True)), 2),
+                "cpu_us_per_request": round(statistics.median(run.cpu_us for run in runs)),
+                "cpu_ratio": round(statistics.median(b.cpu_us / r.cpu_us for r, b in zip(runs, base, strict=True)), 2),
             }
             for name, runs in found.items()
         },
