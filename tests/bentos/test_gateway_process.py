@@ -120,6 +120,16 @@ def test_bentoml_s_own_routes_are_behind_it(gateway: GatewayProcess) -> None:
     assert "airlock_requests" in httpx.get(f"{gateway.url}/metrics").text
 
 
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: GatewayProcess) -> None:
+    with httpx.Client(base_url=gateway.url, timeout=10) as client:
+        for content in (b" " * 5_000_000, (b" " * 100_000 for _ in range(50))):
+            headers = {"content-type": "application/json"}
+            response = client.post("/v1/models/late/predict", content=content, headers=headers)
+            assert response.status_code == 413
+            assert "1000000" in response.json()["error"]["message"]
+        assert client.post("/v1/models/late/predict", json={"rows": [GOOD_ROW]}).status_code == 200
+
+
 def test_broken_documents_leave_the_last_good_route(gateway: GatewayProcess) -> None:
     client = GatewayClient(gateway.url)
     champion = bundle(gateway.home / "bundles" / "3")

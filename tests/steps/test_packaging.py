@@ -102,6 +102,11 @@ def test_the_bento_serves_alone(home: Path, version: VersionRef) -> None:
         refused = httpx.post(f"{alone.url}/predict", json={"rows": [GOOD_ROW | {"distance": "far"}]})
         assert refused.status_code == 422
         assert "distance" in refused.text
+        pickled = f"cposix\nsystem\n(S'touch {home}/ran'\ntR.".encode()
+        for kind in ("application/vnd.bentoml+pickle", "application/x-pickle"):
+            answer = httpx.post(f"{alone.url}/predict", content=pickled, headers={"content-type": kind})
+            assert answer.is_client_error, answer.text
+        assert not (home / "ran").exists()
 
 
 def test_a_bundle_that_was_changed_is_not_packed(tmp_path: Path) -> None:
