@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from airflow.exceptions import SerializationError
+from airflow.serialization.serialized_objects import DagSerialization
+
+from airlock.dag_builder import build_dags
+from airlock.dag_builder.refused import RefusedSpec
 
 GOOD = """\
 model: {model}
@@ -73,6 +78,25 @@ def test_parsing_is_light_and_deterministic(folder: Path, tmp_path: Path) -> Non
     assert first["errors"] == {}
     assert first["heavy"] == []
     assert first == second
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("cron", GOOD.format(model="cron") + "monitoring: {schedule: every now and then}\n", "Airflow refuses"),
+        ("a name with spaces", GOOD.format(model="other"), "to other.yaml"),
+        ("empty", "", "file is empty"),
+    ],
+)
+def test_every_kind_of_refusal_is_told_under_the_specs_name(folder: Path, name: str, text: str, said: str) -> None:
+    (folder / "models" / f"{name}.yaml").write_text(text)
+    dags = build_dags(folder / "models")
+    assert {f"toy__{kind}" for kind in KINDS} < set(dags)
+    (refused,) = [dag for dag in dags.values() if isinstance(dag, RefusedSpec)]
+    refused.validate()
+    assert refused.relative_fileloc == f"models/{name}.yaml"
+    with pytest.raises(SerializationError, match=said):
+        DagSerialization.to_dict(refused)
 
 
 def test_a_broken_spec_takes_no_other_model_down(folder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowException
 
 from airlock.core.errors import SpecError
 from airlock.core.spec import ModelSpec
@@ -33,7 +34,12 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
     for path in spec_files(folder):
         try:
             built = dags_of(load_spec(path))
+            for dag in built:
+                dag.validate()  # type: ignore[no-untyped-call]
         except SpecError as error:
             built = (RefusedSpec(path, error),)
+        except AirflowException as error:
+            # What only Airflow can tell, such as a cron expression that it does not take.
+            built = (RefusedSpec(path, SpecError(f"{path}: Airflow refuses its DAGs: {error}")),)
         dags |= {dag.dag_id: dag for dag in built}
     return dags

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +20,9 @@ class RefusedSpec(DAG):
     """
 
     def __init__(self, path: Path, error: SpecError) -> None:
-        super().__init__(dag_id=f"{path.stem}__refused", schedule=None, auto_register=False)
+        super().__init__(
+            dag_id=f"{re.sub(r'[^A-Za-z0-9_.-]', '_', path.stem)}__refused", schedule=None, auto_register=False
+        )
         self.spec_path = path
         self.error = error
 
