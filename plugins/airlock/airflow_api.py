@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ConfigDict
@@ -87,10 +88,10 @@ class AssetEvent(BaseModel):
 class AirflowApi:
     """Airflow as one user. Logs in on the first call and again when its token has run out."""
 
-    def __init__(self, url: str, user: str, password: str) -> None:
+    def __init__(self, url: str, user: str, password: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._user = user
         self._password = password
-        self._client = httpx.Client(base_url=url, timeout=20.0)
+        self._client = httpx.Client(base_url=url, timeout=20.0, transport=transport)
         self._url = url
         self._token: str | None = None
 
@@ -263,6 +264,4 @@ def _line(entry: Any) -> str:
 
 def _quoted(run_id: str) -> str:
     """A run id as a path segment: it may hold ``+`` and ``:``."""
-    from urllib.parse import quote
-
     return quote(run_id, safe="~")

@@ -343,11 +343,10 @@ class Story:
 
 
 def _gates(verdicts: list[Verdict]) -> str:
-    """How many gates passed, and the metric that was judged first."""
+    """How many gates passed, and the first metric that came with an interval."""
     passed = sum(verdict.status is Status.PASS for verdict in verdicts)
-    measured = next((v for v in verdicts if v.metric and v.estimate is not None), None)
+    measured = next((v for v in verdicts if v.metric and v.estimate is not None and v.low is not None), None)
     told = f"{passed} of {len(verdicts)} gates passed"
     if measured is None:
         return told
-    interval = "" if measured.low is None or measured.high is None else f" ({measured.low:.3f} to {measured.high:.3f})"
-    return f"{told}, {measured.metric} {measured.estimate:.3f}{interval}"
+    return f"{told}, {measured.metric} {measured.estimate:.3f} ({measured.low:.3f} to {measured.high:.3f})"
