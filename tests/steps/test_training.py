@@ -13,7 +13,7 @@ import pytest
 from sklearn.neighbors import LocalOutlierFactor
 from sklearn.semi_supervised import LabelSpreading
 
-from airlock.core.errors import DataInvalid, SpecError, Unavailable
+from airlock.core.errors import ArtifactCorrupt, DataInvalid, SpecError, Unavailable
 from airlock.settings import Settings
 from airlock.steps import tracking, training
 from tests.support.toy_model import UNTIL, toy_rows, toy_settings, toy_spec, toy_training_set
@@ -45,6 +45,13 @@ def test_history_limits_what_is_learned_from(tmp_path: Path) -> None:
 def test_one_class_alone_is_refused(tmp_path: Path, bought: int) -> None:
     with pytest.raises(DataInvalid, match="both classes"):
         training.Split(SPEC, toy_training_set(tmp_path, toy_rows().assign(bought=bought)))
+
+
+def test_rows_that_are_not_what_their_digest_says_are_refused(tmp_path: Path) -> None:
+    ref = toy_training_set(tmp_path)
+    toy_rows(seed=4).to_parquet(ref.path)
+    with pytest.raises(ArtifactCorrupt, match="expected sha256"):
+        training.Split(SPEC, ref)
 
 
 def test_without_mlflow_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +136,18 @@ def test_an_estimator_that_cannot_be_converted_is_refused_before_tuning(tmp_path
     (run,) = client.search_runs([experiment], f"tags.`{tracking.RUN_KEY}` = 'unconvertible'")
     assert run.info.status == "FAILED"
     assert not client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
+
+
+@pytest.mark.integration
+def test_rows_that_the_pipeline_refuses_are_told(tmp_path: Path, mlflow_server: str) -> None:
+    settings = toy_settings(tmp_path, mlflow_server)
+    rows = toy_rows()
+    rows.loc[rows.index[-50:], "shop"] = "west"
+    with pytest.raises(DataInvalid, match=r"refuses the evaluation rows[\s\S]*west"):
+        _train(settings, tmp_path, "refused", frame=rows, params={"unknown": "error"})
+    rows.loc[rows.index[-680:], "shop"] = "west"
+    with pytest.raises(DataInvalid, match="none of 2 trials"):
+        _train(settings, tmp_path, "no trial", frame=rows, params={"unknown": "error"})
 
 
 @pytest.mark.integration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,7 +119,9 @@ def toy_rows(rows: int = 1500, *, seed: int = 3) -> pd.DataFrame:
 def toy_training_set(folder: Path, frame: pd.DataFrame | None = None) -> TrainingSetRef:
     """The rows as a training set's file."""
     frame = toy_rows() if frame is None else frame
-    path = folder / "training_set.parquet"
-    frame.to_parquet(path, index=False)
-    digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    digest = "sha256:" + hashlib.sha256(buffer.getvalue()).hexdigest()
+    path = folder / f"training_set-{digest[7:23]}.parquet"
+    path.write_bytes(buffer.getvalue())
     return TrainingSetRef(path=str(path), digest=digest, snapshot=digest, until=UNTIL, rows=len(frame))

@@ -19,7 +19,7 @@ from airlock.settings import Settings
 from airlock.steps import tracking
 from airlock.steps.conversion import output_name, to_onnx
 from airlock.steps.inference import OnnxModel, as_inputs
-from airlock.steps.training import PIPELINE, one_thread, positive_scores
+from airlock.steps.training import PIPELINE, one_thread, positive_scores, read_rows
 
 REAL_ROWS = 25_000
 _BOUNDARY_ROWS = 6_000
@@ -41,7 +41,7 @@ def export(spec: ModelSpec, settings: Settings, trained: TrainedRef) -> OnnxRef:
         folder = Path(trained.path).parent / f"bundle-{trained.digest[7:23]}"
         # Made by `train` in this run's own scratch folder, never fetched from elsewhere.
         pipeline = joblib.load(Path(trained.path) / PIPELINE)
-        frame = pd.read_parquet(trained.training_set.path)
+        frame = read_rows(trained.training_set)
         if not folder.is_dir():
             model = to_onnx(pipeline, spec.inputs, spec.task)
             _write_bundle(spec, trained, model.SerializeToString(), _example(spec, frame), folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,8 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import ValidationError
 
-from airlock.core.errors import DataInvalid
+from airlock.core.bundle import sha256
+from airlock.core.errors import ArtifactCorrupt, DataInvalid
 from airlock.core.refs import TrainedRef, TrainingSetRef
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.stats import metric_interval
@@ -52,6 +54,21 @@ _CONFIDENCE = 0.975  # of each bound: both together are a 95 % interval
 _PRIOR_ROWS = 50.0
 
 
+def read_rows(ref: TrainingSetRef) -> pd.DataFrame:
+    """A training set's rows.
+
+    Raises:
+        ArtifactCorrupt: the file is gone or not what its digest says.
+    """
+    try:
+        content = Path(ref.path).read_bytes()
+    except OSError as error:
+        raise ArtifactCorrupt(f"training set {ref.path} cannot be read ({error.strerror}); make it again") from error
+    if (got := sha256(content)) != ref.digest:
+        raise ArtifactCorrupt(f"training set {ref.path} is {got}, expected {ref.digest}; make it again")
+    return pd.read_parquet(io.BytesIO(content))
+
+
 class Split:
     """A training set in time order: ``train`` lies wholly before ``evaluation_from``, ``evaluation`` after it.
 
@@ -59,7 +76,7 @@ class Split:
     """
 
     def __init__(self, spec: ModelSpec, ref: TrainingSetRef) -> None:
-        frame = pd.read_parquet(ref.path).sort_values([spec.data.event_time, spec.data.key], kind="stable")
+        frame = read_rows(ref).sort_values([spec.data.event_time, spec.data.key], kind="stable")
         times = frame[spec.data.event_time]
         self.evaluation_from: datetime = ref.until - spec.data.evaluation
         before = times < pd.Timestamp(self.evaluation_from)
@@ -196,7 +213,10 @@ class _Training:
         fit_seconds = time.monotonic() - started
         evaluation = self.split.evaluation
         typed, labels = as_inputs(evaluation, self.spec.inputs), evaluation[self.spec.label.name].to_numpy(np.float64)
-        scores = positive_scores(pipeline, typed, self.spec.task)
+        try:
+            scores = positive_scores(pipeline, typed, self.spec.task)
+        except ValueError as error:
+            raise DataInvalid(f"{self.spec.model}: the fitted pipeline refuses the evaluation rows: {error}") from error
         metrics = {**self._metrics(labels, scores), **self._baselines(labels), **tuned, "fit_seconds": fit_seconds}
         metrics["rows_train"], metrics["rows_evaluation"] = len(self.split.train), len(evaluation)
         facts = self._facts(metrics, best)
@@ -255,23 +275,39 @@ class _Training:
         def attempt(trial: optuna.Trial) -> float:
             started = time.time()
             params = {**self.recipe.search_space(trial), **fixed}
-            scores = positive_scores(self._fit(params, fit_on), typed, self.spec.task)
+            try:
+                scores = positive_scores(self._fit(params, fit_on), typed, self.spec.task)
+            except ValueError as error:
+                self._log_trial(trial.number, params, {}, started, error=error)
+                raise
             found = {metric: self._estimate(metric, labels, scores) for metric in _QUICK[self.spec.task]}
             self._log_trial(trial.number, params, found, started)
             trial.set_user_attr("params", params)
             return found[objective]
 
         study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=seed))
-        study.optimize(attempt, n_trials=trials)
+        study.optimize(attempt, n_trials=trials, catch=ValueError)
+        if not study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+            raise DataInvalid(f"{self.spec.model}: none of {trials} trials could be fitted; their MLflow runs say why")
         best = study.best_trial
         return dict(best.user_attrs["params"]), {f"tuning_{objective}": float(best.value or 0.0), "trials": trials}
 
-    def _log_trial(self, number: int, params: dict[str, Any], metrics: dict[str, float], started: float) -> None:
+    def _log_trial(
+        self,
+        number: int,
+        params: dict[str, Any],
+        metrics: dict[str, float],
+        started: float,
+        *,
+        error: ValueError | None = None,
+    ) -> None:
         tags = {"mlflow.parentRunId": self.run_id, "airlock.kind": "trial"}
+        if error is not None:
+            tags["airlock.error"] = str(error)[:4000]
         name = f"trial {number}"
         run = self.client.create_run(self.experiment, int(started * 1000), tags=tags, run_name=name).info.run_id
         tracking.log_values(self.client, run, metrics=metrics, params=params)
-        self.client.set_terminated(run, "FINISHED")
+        self.client.set_terminated(run, "FAILED" if error else "FINISHED")
 
     def _estimate(self, metric: str, labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> float:
         return self._interval(metric, labels, scores)[0]

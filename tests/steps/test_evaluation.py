@@ -1,0 +1,186 @@
+"""The gates see candidate and champion on the same held-out rows, and nothing that breaks lets a candidate through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airlock.core.errors import ArtifactCorrupt, GateRefused, NotFound
+from airlock.core.refs import EvaluatedRef, OnnxRef, Ref
+from airlock.core.spec import ModelSpec
+from airlock.core.verdict import Status, fold
+from airlock.settings import Settings
+from airlock.steps import evaluation, export, tracking, training
+from airlock.steps.registry import Registry
+from tests.support.toy_model import toy_rows, toy_settings, toy_spec, toy_training_set
+
+pytestmark = pytest.mark.integration
+SPEC = toy_spec()
+
+
+@dataclass
+class House:
+    """A project with MLflow, and what it takes to get a candidate."""
+
+    settings: Settings
+    folder: Path
+
+    def exported(self, run_key: str, spec: ModelSpec = SPEC, frame: Any = None, **params: Any) -> OnnxRef:
+        rows = toy_training_set(self.folder, frame)
+        fixed = {"leaves": 8, **params}
+        trained = training.train(spec, self.settings, rows, run_key=run_key, params=fixed, trials=0, origin={})
+        return export.export(spec, self.settings, trained)
+
+    def judged(self, candidate: OnnxRef, champion: OnnxRef | None = None, spec: ModelSpec = SPEC) -> EvaluatedRef:
+        ref = Ref(path=champion.path, digest=champion.digest) if champion else None
+        return evaluation.evaluate(
+            spec, self.settings, candidate, champion=ref, champion_version="4" if champion else None
+        )
+
+    def registry(self) -> Registry:
+        return Registry(self.settings.mlflow_url, bundles=self.folder / "bundles")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory, mlflow_server: str) -> House:
+    folder = tmp_path_factory.mktemp("house")
+    return House(toy_settings(folder, mlflow_server), folder)
+
+
+@pytest.fixture(scope="module")
+def candidate(house: House) -> OnnxRef:
+    return house.exported("candidate")
+
+
+def _failed(judged: EvaluatedRef) -> dict[str, Status]:
+    return {verdict.name: verdict.status for verdict in judged.verdicts if not verdict.passed}
+
+
+def test_without_a_champion_the_reference_is_the_mean(house: House, candidate: OnnxRef) -> None:
+    judged = house.judged(candidate)
+    assert fold(judged.verdicts) is Status.PASS, _failed(judged)
+    assert len(judged.verdicts) == len(SPEC.gates)
+    (gain,) = (verdict for verdict in judged.verdicts if verdict.name.startswith("non_inferiority"))
+    assert gain.details["reference"] == 0.5
+    assert json.loads(Path(judged.path).read_text())["bundle"] == candidate.digest
+    run = tracking.client(house.settings.mlflow_url).get_run(candidate.trained.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["airlock.gates"] == "pass"
+    assert run.data.metrics["gate_threshold_roc_auc"] > 0.6
+
+
+def test_judging_again_gives_the_same_evidence_but_for_the_clock(house: House, candidate: OnnxRef) -> None:
+    spec = toy_spec(gates=[gate.model_dump() for gate in SPEC.gates if gate.kind != "latency"])
+    assert house.judged(candidate, spec=spec).digest == house.judged(candidate, spec=spec).digest
+
+
+def test_a_worse_candidate_is_told_so_against_the_champion(house: House, candidate: OnnxRef) -> None:
+    poor = house.exported("poor", frame=toy_rows().assign(age=40.0, price=8.0))
+    assert _failed(house.judged(candidate, poor)) == {}
+    mixed = poor.model_copy(update={"trained": candidate.trained})
+    assert _failed(house.judged(mixed, candidate))["non_inferiority_roc_auc"] is Status.FAIL
+
+
+def test_a_champion_that_cannot_answer_is_an_error_and_other_inputs_are_refused(
+    house: House, candidate: OnnxRef
+) -> None:
+    fewer = {name: declared for name, declared in SPEC.inputs.items() if name != "minute"}
+    spec = toy_spec(inputs=fewer)
+    recipe = house.settings.project / "include" / "toy" / "recipe.py"
+    other = house.settings.project / "include" / "toy_fewer" / "recipe.py"
+    other.parent.mkdir(exist_ok=True)
+    other.write_text(recipe.read_text().replace('("hour", Cyclical(1440), ["minute"]),', ""))
+    spec = spec.model_copy(update={"recipe": spec.recipe.model_copy(update={"module": "include.toy_fewer.recipe"})})
+    narrower = house.exported("fewer", spec)
+    assert _failed(house.judged(narrower, candidate, spec))["schema"] is Status.FAIL
+    gone = candidate.model_copy(update={"digest": "sha256:" + "0" * 64})
+    failed = _failed(house.judged(candidate, gone))
+    assert failed["champion_answers"] is Status.ERROR
+    assert failed["non_inferiority_roc_auc"] is not Status.PASS
+
+
+def test_a_candidate_that_raises_on_held_out_rows_fails(house: House) -> None:
+    strict = house.exported("strict", unknown="error")
+    rows = toy_rows()
+    rows.loc[rows.index[-50:], "shop"] = "west"
+    trained = strict.trained.model_copy(update={"training_set": toy_training_set(house.folder, rows)})
+    judged = house.judged(strict.model_copy(update={"trained": trained}))
+    assert _failed(judged) == {"answers": Status.FAIL}
+    with pytest.raises(GateRefused, match="Unknown Category"):
+        house.registry().register(SPEC, judged, key="raises")
+
+
+def test_a_changed_candidate_marks_its_run_failed(house: House) -> None:
+    changed = house.exported("changed")
+    (Path(changed.path) / "model.onnx").write_bytes(b"other")
+    with pytest.raises(ArtifactCorrupt):
+        house.judged(changed)
+    run = tracking.client(house.settings.mlflow_url).get_run(changed.trained.run_id)
+    assert run.info.status == "FAILED"
+
+
+def test_exporting_again_gives_the_same_bundle_and_logs_it_once(house: House, candidate: OnnxRef) -> None:
+    again = export.export(SPEC, house.settings, candidate.trained)
+    assert again == candidate
+    client = tracking.client(house.settings.mlflow_url)
+    run = client.get_run(candidate.trained.run_id)
+    assert len(run.outputs.model_outputs) == 1
+
+
+def test_the_mlflow_model_holds_no_pickle_and_answers(house: House, candidate: OnnxRef) -> None:
+    import mlflow
+
+    client = tracking.client(house.settings.mlflow_url)
+    tags = client.get_run(candidate.trained.run_id).data.tags
+    mlflow.set_tracking_uri(house.settings.mlflow_url)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{tags['airlock.model_id']}"))
+    assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".joblib", ".cloudpickle"}]
+    model = mlflow.pyfunc.load_model(str(folder))
+    assert [given.name for given in model.metadata.signature.inputs] == list(SPEC.inputs)
+    example = model.metadata.load_input_example(str(folder))
+    assert model.predict(example)["probability"].shape == (5, 1)
+
+
+def test_one_key_is_one_version_and_its_bundle_comes_from_mlflow(house: House, candidate: OnnxRef) -> None:
+    judged, registry = house.judged(candidate), house.registry()
+    first = registry.register(SPEC, judged, key="one")
+    assert registry.register(SPEC, judged, key="one") == first
+    second = registry.register(SPEC, judged, key="two")
+    assert int(second.version) == int(first.version) + 1
+    assert first.bundle.digest == candidate.digest
+    assert Path(first.bundle.path).is_relative_to(house.folder / "bundles")
+    assert registry.version("toy", first.version) == first
+    assert registry.latest("toy") == second
+    registry.set_alias("toy", "candidate", first.version)
+    assert registry.alias("toy", "candidate") == first.version
+    assert registry.alias("toy", "champion") is None
+    tags = tracking.client(house.settings.mlflow_url).get_model_version("toy", second.version).tags
+    assert tags["airlock.semantic_version"] == "1.1.0"
+    assert tags["airlock.data_digest"] == candidate.trained.training_set.digest
+    assert tags["airlock.evidence_digest"] == judged.digest
+
+
+def test_versions_that_do_not_exist_name_the_newest(house: House) -> None:
+    with pytest.raises(NotFound, match="train it first"):
+        house.registry().latest("nobody")
+    with pytest.raises(NotFound, match="the newest is"):
+        house.registry().version("toy", "999")
+
+
+def test_a_bundle_that_changed_in_the_store_is_refused(house: House, candidate: OnnxRef) -> None:
+    client = tracking.client(house.settings.mlflow_url)
+    version = house.registry().register(SPEC, house.judged(candidate), key="stored")
+    client.log_text(version.run_id, "other", "bundle/model.onnx")
+    fresh = Registry(house.settings.mlflow_url, bundles=house.folder / "elsewhere")
+    with pytest.raises(ArtifactCorrupt, match=r"model\.onnx"):
+        fresh.version("toy", version.version)
+    assert not list((house.folder / "elsewhere").rglob("model.onnx"))
+
+
+def test_a_key_cannot_reach_into_the_query(house: House, candidate: OnnxRef) -> None:
+    with pytest.raises(ValueError, match="single quote"):
+        house.registry().register(SPEC, house.judged(candidate), key="x' OR '1'='1")
