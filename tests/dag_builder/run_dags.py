@@ -62,12 +62,13 @@ class Gateway(BaseHTTPRequestHandler):
         assert route is not None
         age = (datetime.now(UTC) - route.written_at).total_seconds()
         requests = 500 if age > 1 else 0
-        counted = {}
+        counted: dict[str, dict[str, Tally]] = {}
         for version in route.versions:
             errors = requests if version == BAD else 0
-            served = Tally(requests=requests, errors=errors, latency=[requests] + [0] * 71)
-            shadow = Tally(requests=requests, latency=[requests] + [0] * 71)
-            counted[version] = {"served": served, "shadow": shadow}
+            if route.weights.get(version):
+                counted[version] = {"served": Tally(requests=requests, errors=errors, latency=[requests] + [0] * 71)}
+            elif version in route.shadow:
+                counted[version] = {"shadow": Tally(requests=requests, latency=[requests] + [0] * 71)}
         status = GatewayStatus(
             model="toy",
             generation=route.generation,
