@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import FloatTensorType
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.neighbors import NeighborhoodComponentsAnalysis
 from sklearn.pipeline import Pipeline
@@ -17,9 +20,9 @@ from airlock.core.errors import SpecError
 from airlock.core.spec import Input, ModelSpec, Task
 from airlock.steps.conversion import output_name, round_thresholds_down, to_onnx
 from airlock.steps.export import boundary_rows, parity
-from airlock.steps.inference import OnnxModel, as_inputs
+from airlock.steps.inference import OPSETS, OnnxModel, as_inputs
 from airlock.steps.recipes import load_recipe
-from airlock.transformers import Cyclical, Interaction, OutlierCapper
+from airlock.transformers import Cyclical, Interaction, OutlierCapper, register_converters
 from tests.support.toy_model import toy_rows, toy_settings, toy_spec
 
 
@@ -144,3 +147,21 @@ def test_capper_keeps_to_the_quantiles_and_interaction_multiplies() -> None:
     assert Interaction().fit(values).transform(values)[:, 0] == pytest.approx(values["a"] * 2)
     with pytest.raises(ValueError, match="two columns"):
         Interaction().fit(values[["a"]])
+
+
+@pytest.mark.parametrize(
+    ("transformer", "columns"),
+    [(Cyclical(1440), 1), (Cyclical(7), 2), (Interaction(), 2), (OutlierCapper(0.2, 0.8), 2)],
+)
+def test_transformers_give_the_same_bits_in_onnx_runtime(transformer: Any, columns: int) -> None:
+    random = np.random.default_rng(2)
+    whole = random.integers(-3000, 3000, (2000, columns)).astype(np.float32)
+    beside = np.nextafter(whole, np.float32(np.inf) * random.choice([-1, 1], whole.shape).astype(np.float32))
+    values = np.concatenate([whole, beside, random.normal(0, 1e3, whole.shape).astype(np.float32)])
+    transformer.fit(values)
+    register_converters()
+    model = convert_sklearn(
+        transformer, initial_types=[("x", FloatTensorType([None, columns]))], target_opset=OPSETS
+    ).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    assert np.array_equal(session.run(None, {"x": values})[0], transformer.transform(values))
