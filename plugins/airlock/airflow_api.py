@@ -239,6 +239,19 @@ class AirflowApi:
         return self._client.request(method, f"/api/v2{path}", **{**arguments, "headers": headers})
 
 
+def why_failed(api: AirflowApi, run: Run) -> str:
+    """The task that a run failed of, and its exception in words."""
+    failed = next((task for task in api.tasks(run.dag_id, run.dag_run_id) if task.state == "failed"), None)
+    if failed is None:
+        return f"{run.dag_id} {run.dag_run_id} ended as {run.state}"
+    try:
+        lines = api.task_log(run.dag_id, run.dag_run_id, failed)
+    except AirlockError:
+        lines = []
+    said = next((line for line in reversed(lines) if "exception" in line.lower()), "its log tells why")
+    return f"{run.dag_id}: task {failed.task_id} failed: {said}"
+
+
 def _content(response: httpx.Response, method: str, path: str) -> Any:
     if response.is_success:
         return response.json()

@@ -1,4 +1,4 @@
-"""Following a DAG run from the terminal: one line a task that changes, and why a run failed."""
+"""Following a DAG run from the terminal: one line a task that changes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from airlock.airflow_api import AirflowApi, Run, TaskRun
-from airlock.core.errors import AirlockError
-
-_ENDED_BADLY = frozenset({"failed", "upstream_failed"})
 
 
 def changes(api: AirflowApi, run: Run, *, every: float = 1.0) -> Iterator[tuple[Run, TaskRun | None]]:
@@ -43,19 +40,3 @@ def follow(api: AirflowApi, run: Run, say: Callable[[str], None]) -> Run:
                 say(f"  waits for an answer: {approval.subject}")
                 say(f"  answer it in the Airflow UI, or with: airlock approve {model}")
     return run
-
-
-def why_failed(api: AirflowApi, run: Run) -> str:
-    """The failed task of a run, and what it last said."""
-    failed = [task for task in api.tasks(run.dag_id, run.dag_run_id) if task.state in _ENDED_BADLY]
-    first = next((task for task in failed if task.state == "failed"), None)
-    if first is None:
-        return f"{run.dag_id} {run.dag_run_id} ended as {run.state}"
-    try:
-        lines = [
-            line for line in api.task_log(run.dag_id, run.dag_run_id, first) if "Error" in line or "Exception" in line
-        ]
-    except AirlockError:
-        lines = []
-    said = lines[-1] if lines else "its log tells why"
-    return f"{run.dag_id}: task {first.task_id} failed: {said}"

@@ -135,7 +135,8 @@ def _api(model: str, user: str = "admin") -> Iterator[AirflowApi]:
 
 
 def _run(api: AirflowApi, dag_id: str, conf: dict[str, Any], *, wait: bool, as_json: bool) -> None:
-    from airlock.cli.follow import follow, why_failed
+    from airlock.airflow_api import why_failed
+    from airlock.cli.follow import follow
 
     asked = {name: value for name, value in conf.items() if value is not None}
     run = api.trigger(dag_id, asked)

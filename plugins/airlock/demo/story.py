@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from airlock.airflow_api import AirflowApi, Approval, Run
+from airlock.airflow_api import AirflowApi, Approval, Run, why_failed
 from airlock.core.errors import AirlockError, NotFound, Unavailable
 from airlock.core.release import Phase, Release
 from airlock.core.spec import ModelSpec
@@ -226,7 +226,7 @@ class Story:
                 while_waiting()
             self._rest()
         if run.state != "success" and not may_fail:
-            raise StoryBroken(self._why(run))
+            raise StoryBroken(why_failed(self._api, run))
         return run
 
     def _tell(self, run: Run, seen: dict[str, str]) -> None:
@@ -234,13 +234,6 @@ class Story:
             if task.state and seen.get(task.task_id) != task.state:
                 seen[task.task_id] = task.state
                 self._progress.task(run.dag_id, task.task_id, task.state, task.duration)
-
-    def _why(self, run: Run) -> str:
-        failed = [task for task in self._api.tasks(run.dag_id, run.dag_run_id) if task.state == "failed"]
-        if not failed:
-            return f"{run.dag_id} {run.dag_run_id} ended as {run.state}"
-        lines = [line for line in self._api.task_log(run.dag_id, run.dag_run_id, failed[0]) if "Exception" in line]
-        return f"{run.dag_id}.{failed[0].task_id} failed: {lines[-1] if lines else 'its log tells why'}"
 
     def _next_run(self, kind: str) -> Run:
         """The run that something other than the story started, the oldest that was not followed yet."""
@@ -267,7 +260,7 @@ class Story:
 
         self._until(asked, 120, f"the approval of {run.dag_id} {run.dag_run_id}")
         if not found:
-            raise StoryBroken(self._why(self._api.run(run.dag_id, run.dag_run_id)))
+            raise StoryBroken(why_failed(self._api, self._api.run(run.dag_id, run.dag_run_id)))
         return found[0]
 
     def _approve(self, run: Run, approved: Callable[[], None]) -> None:
