@@ -18,7 +18,7 @@ $(READY): uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: $(PYTHON) was not found; set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --all-extras --all-groups
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --compile-bytecode --all-extras --all-groups
 	@touch $@
 
 lint: $(READY)  ## style, types, import directions, specs, lock

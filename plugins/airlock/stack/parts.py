@@ -133,6 +133,8 @@ def environment(settings: Settings, ports: Ports, stack_id: str) -> dict[str, st
         for name, value in os.environ.items()
         # A stack is described by its home alone: another installation's settings must not leak in.
         if not name.startswith(("AIRFLOW_", "MLFLOW_", "BENTOML_", "FEAST_"))
+        # Six processes that compile what they import at every start would be half a minute late.
+        and name != "PYTHONDONTWRITEBYTECODE"
     }
     return {
         **inherited,
