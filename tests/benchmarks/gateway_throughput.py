@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).parents[2]
 sys.path.insert(0, str(REPOSITORY))
@@ -53,8 +53,29 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": message["body"]})
 """
 
+BARE_CASE = "bare ASGI, orjson, ONNX Runtime, uvicorn"
+BARE = """
+import numpy, onnxruntime, orjson
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession("bare.onnx", options)
+name, output = session.get_inputs()[0].name, session.get_outputs()[1].name
 
-def model_bundle(folder: Path, seed: int) -> Bundle:
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    row = orjson.loads((await receive())["body"])["rows"][0]
+    answer = session.run([output], {name: numpy.array([list(row.values())], numpy.float32)})
+    content = orjson.dumps({"probability": float(answer[0][0, 1])})
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+"""
+
+
+def fitted(seed: int) -> tuple[Any, Any]:
+    """A pipeline and the rows it was fitted on."""
+    from pandas import DataFrame
     from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -62,20 +83,33 @@ def model_bundle(folder: Path, seed: int) -> Bundle:
     random = np.random.default_rng(seed)
     rows = random.normal(size=(2000, len(FEATURES))).astype(np.float32)
     labels = (rows[:, :5].sum(axis=1) + random.normal(size=2000) > 0).astype(int)
-    from pandas import DataFrame
-
     pipeline = make_pipeline(StandardScaler(), GradientBoostingClassifier(n_estimators=100, random_state=seed))
-    pipeline.fit(DataFrame(rows, columns=FEATURES), labels)
-    onnx = to_onnx(pipeline, INPUTS, Task.CLASSIFICATION)
+    frame = DataFrame(rows, columns=FEATURES)
+    return pipeline.fit(frame, labels), frame
+
+
+def model_bundle(folder: Path, seed: int) -> Bundle:
+    onnx = to_onnx(fitted(seed)[0], INPUTS, Task.CLASSIFICATION)
     return bundle(folder, inputs=INPUTS, content=onnx.SerializeToString())
 
 
+def bare_model(path: Path) -> None:
+    """The same model as its simplest server would have it: one tensor of 20 floats."""
+    import skl2onnx
+
+    pipeline, frame = fitted(1)
+    options = {"zipmap": False}
+    onnx = skl2onnx.to_onnx(pipeline, frame.to_numpy()[:1], options=options, target_opset=17)
+    path.write_bytes(onnx.SerializeToString())
+
+
 @contextmanager
-def echo(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
-    (folder / "echo.py").write_text(ECHO)
+def uvicorn(folder: Path, name: str, source: str) -> Iterator[tuple[str, psutil.Process]]:
+    """One plain ASGI application under uvicorn: its URL and its process."""
+    (folder / f"{name}.py").write_text(source)
     port = free_port()
     command = [
-        *(sys.executable, "-m", "uvicorn", "echo:app", "--port", str(port), "--log-level", "warning"),
+        *(sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port), "--log-level", "warning"),
         *("--no-access-log", "--lifespan", "off", "--loop", "uvloop", "--http", "httptools"),
     ]
     server = subprocess.Popen(command, cwd=folder)
@@ -83,7 +117,7 @@ def echo(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
         url = f"http://127.0.0.1:{port}/"
         for _ in range(200):
             try:
-                httpx.post(url, content=b"{}")
+                httpx.post(url, json={"rows": [dict.fromkeys(FEATURES, 0.0)]})
                 break
             except httpx.HTTPError:
                 time.sleep(0.05)
@@ -99,6 +133,12 @@ class Run(NamedTuple):
     rate: float
     p99_ms: float
     cpu_us: float
+
+
+@contextmanager
+def timed(started: float) -> Iterator[float]:
+    """Seconds since ``started``, when the block is entered."""
+    yield time.monotonic() - started
 
 
 def load(url: str, server: psutil.Process, script: Path, seconds: int, connections: int) -> Run:
@@ -135,13 +175,18 @@ def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
         )
         first, second = model_bundle(folder / "1", 1), model_bundle(folder / "2", 2)
         size = (folder / "1" / ONNX).stat().st_size
+        bare_model(folder / "bare.onnx")
         plain = route(first)
         publish(folder, plain)
         started = time.monotonic()
         # A project without features: this is about rows, and Feast would still be loading.
         alone = {"AIRLOCK_PROJECT": str(folder)}
-        with running_gateway(folder, "/readyz", environment=alone) as gateway, echo(folder) as (bare, bare_process):
-            cold = time.monotonic() - started
+        with (
+            running_gateway(folder, "/readyz", environment=alone) as gateway,
+            timed(started) as cold,
+            uvicorn(folder, "echo", ECHO) as (echo, echo_process),
+            uvicorn(folder, "bare", BARE) as (bare, bare_process),
+        ):
             predict = f"{gateway.url}/v1/models/late/predict"
             generation = iter(range(2, 10_000))
 
@@ -152,7 +197,8 @@ def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:
 
             worker = max(psutil.Process(gateway.process.pid).children(), key=lambda p: p.memory_info().rss)
             cases: dict[str, tuple[str, psutil.Process, Callable[[int], Route] | None]] = {
-                ECHO_CASE: (bare, bare_process, None),
+                ECHO_CASE: (echo, echo_process, None),
+                BARE_CASE: (bare, bare_process, None),
                 "gateway, one version": (predict, worker, lambda n: route(first, generation=n)),
                 "gateway, canary 50 %, answers paired": (
                     predict,
