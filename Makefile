@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.airlock-ready
 ARGS ?=
+SYNC = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --compile-bytecode --all-extras --all-groups
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
@@ -18,7 +19,8 @@ $(READY): uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: $(PYTHON) was not found; set PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --compile-bytecode --all-extras --all-groups
+	@# The machine's own certificates first: a network that inspects traffic has its authority there.
+	$(SYNC) --system-certs || $(SYNC)
 	@touch $@
 
 lint: $(READY)  ## style, types, import directions, specs, lock
