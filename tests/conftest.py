@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from airlock import settings
+
+# Machines are shared: how long an example took says nothing about the code.
+hypothesis.settings.register_profile(
+    "airlock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+)
+hypothesis.settings.load_profile("airlock")
 
 
 @pytest.fixture(scope="session")
