@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 logger = logging.getLogger("airlock.gateway")
 
-FLUSH_SECONDS = 0.5
+FLUSH_SECONDS = 0.9
 FLUSH_ROWS = 5_000
 MAX_WAITING = 200_000
 """Requests that may wait for the disk; beyond it the newest are dropped and counted."""

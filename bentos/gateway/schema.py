@@ -103,6 +103,10 @@ class Feeds:
         """An input that the version needs and that a row does not carry."""
         return next((name for name, place in self._needed for row in rows if row[place] is None), None)
 
+    def numbers(self, row: Row) -> list[Any]:
+        """The numbers of one row, in the order of the version's inputs."""
+        return [row[place] for place in self._numbers]
+
     def __call__(self, rows: Sequence[Row]) -> dict[str, npt.NDArray[Any]]:
         count = len(rows)
         feeds: dict[str, npt.NDArray[Any]] = {}

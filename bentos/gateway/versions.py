@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ class Version:
                 f"bundle {folder}: {ONNX} and its manifest disagree about inputs {sorted(difference)}"
             )
         self._run = session.run
+        self._one_row = _OneRow(session, self.manifest) if _has_numbers_only(session) else None
         self._outputs = [self.manifest.output]
         self.ms_per_row = math.inf
         self._best, self._runs = math.inf, 0
@@ -67,7 +69,7 @@ class Version:
         for _ in range(_WINDOW):
             started = time.perf_counter()
             try:
-                self._run(self._outputs, feeds(rows))
+                self._answers(feeds, rows)
             except Exception as error:
                 if not may_refuse:
                     raise ArtifactCorrupt(f"version {self.name} cannot answer a plain row: {error}") from error
@@ -92,8 +94,7 @@ class Version:
             raise VersionFailed(f"the request does not carry {missing}")
         started = time.perf_counter()
         try:
-            (output,) = self._run(self._outputs, feeds(rows))
-            answers: list[float] = np.asarray(output, np.float64).reshape(len(rows)).tolist()
+            answers = self._answers(feeds, rows)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
             raise VersionFailed(str(error).strip() or type(error).__name__) from error
         finally:
@@ -102,6 +103,50 @@ class Version:
         if not all(map(math.isfinite, answers)):
             raise VersionFailed("the answer is not a finite number")
         return answers
+
+    def _answers(self, feeds: Feeds, rows: Sequence[Row]) -> list[float]:
+        if len(rows) == 1 and self._one_row is not None and self._one_row.lock.acquire(blocking=False):
+            try:
+                return [self._one_row(feeds.numbers(rows[0]))]
+            finally:
+                self._one_row.lock.release()
+        (output,) = self._run(self._outputs, feeds(rows))
+        answers: list[float] = np.asarray(output, np.float64).reshape(len(rows)).tolist()
+        return answers
+
+
+class _OneRow:
+    """One row of numbers through buffers that ONNX Runtime knows: a third of what named arrays cost.
+
+    ``lock`` is to be held: there is one set of buffers.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+        self.lock = threading.Lock()
+        names = list(manifest.inputs)
+        self._numbers = np.zeros(len(names), np.float32)
+        self._answer = np.zeros((1, 1), np.float32)
+        self._run = session.run_with_iobinding
+        self._binding = session.io_binding()
+        for index, name in enumerate(names):
+            address = self._numbers[index:].ctypes.data
+            self._binding.bind_input(name, "cpu", 0, np.float32, (1, 1), address)
+        rank = len(session.get_outputs()[0].shape)
+        self._binding.bind_output(manifest.output, "cpu", 0, np.float32, (1,) * rank, self._answer.ctypes.data)
+
+    def __call__(self, numbers: list[float | None]) -> float:
+        self._answer[0, 0] = np.nan  # whatever the run does, no earlier answer is taken for this one
+        self._numbers[:] = numbers
+        self._run(self._binding)
+        return float(self._answer[0, 0])
+
+
+def _has_numbers_only(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the model takes nothing but float32 tensors and gives one, of known rank."""
+    values = [*session.get_inputs(), *session.get_outputs()]
+    return len(session.get_outputs()) == 1 and all(
+        value.type == "tensor(float)" and len(value.shape) in (1, 2) for value in values
+    )
 
 
 def predictions(manifest: Manifest, answers: Sequence[float]) -> list[dict[str, float]]:
