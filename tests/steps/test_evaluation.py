@@ -158,10 +158,12 @@ def test_one_key_is_one_version_and_its_bundle_comes_from_mlflow(house: House, c
     registry.set_alias("toy", "candidate", first.version)
     assert registry.alias("toy", "candidate") == first.version
     assert registry.alias("toy", "champion") is None
-    tags = tracking.client(house.settings.mlflow_url).get_model_version("toy", second.version).tags
-    assert tags["airlock.semantic_version"] == "1.1.0"
-    assert tags["airlock.data_digest"] == candidate.trained.training_set.digest
-    assert tags["airlock.evidence_digest"] == judged.digest
+    client = tracking.client(house.settings.mlflow_url)
+    older, newer = (client.get_model_version("toy", each.version).tags for each in (first, second))
+    major, minor, patch = older["airlock.semantic_version"].split(".")
+    assert newer["airlock.semantic_version"] == f"{major}.{int(minor) + 1}.{patch}"
+    assert newer["airlock.data_digest"] == candidate.trained.training_set.digest
+    assert newer["airlock.evidence_digest"] == judged.digest
 
 
 def test_versions_that_do_not_exist_name_the_newest(house: House) -> None:
