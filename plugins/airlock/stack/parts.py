@@ -60,7 +60,7 @@ _AIRFLOW = {
     "API__HOST": HOST,
     "API__WORKERS": "1",
     # Also how long a stopping server waits for connections that a browser keeps open.
-    "API__WORKER_TIMEOUT": "10",
+    "API__WORKER_TIMEOUT": "4",
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
     "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
     "SCHEDULER__TRIGGER_TIMEOUT_CHECK_INTERVAL": "5",

@@ -10,12 +10,12 @@ from typing import NoReturn
 
 
 def interrupt_on_termination() -> None:
-    """Let SIGTERM and SIGHUP clean up as Ctrl-C does."""
+    """Let SIGTERM and SIGHUP clean up as Ctrl-C does, and Ctrl-C also where a shell started this with it ignored."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
 
 
