@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 class GatewayProcess:
-    """One process group; ``url`` is its address, ``log`` what it said."""
+    """A parent and its worker; ``url`` is its address, ``log`` what it said."""
 
     def __init__(
         self,
@@ -56,6 +56,8 @@ class GatewayProcess:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=env, cwd=home, start_new_session=True
             )
+        self._parent = psutil.Process(self.process.pid)
+        self._workers: list[psutil.Process] = []
 
     def wait_until_up(self, path: str = "/healthz", seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -63,25 +65,22 @@ class GatewayProcess:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
                 if httpx.get(self.url + path, timeout=1).is_success:
+                    self._workers = self._parent.children(recursive=True)
                     return
             except httpx.HTTPError:
                 pass
             time.sleep(0.05)
         raise AssertionError(f"{path} did not answer in {seconds} s: {self.log.read_text()[-3000:]}")
 
-    def stop(self, seconds: float = 20) -> None:
-        """SIGTERM to the parent alone, as a supervisor does, and nothing may be left of the group."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(seconds)
-        finally:
-            self.kill()
-
     def kill(self) -> None:
+        """SIGKILL to the parent and to its worker, which has a process group of its own."""
         try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+            family = [self._parent, *self._parent.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            family = []
+        for process in {*family, *self._workers}:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait(10)
 
 
