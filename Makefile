@@ -38,7 +38,8 @@ test-all: lint  ## lint, then every test
 	$(PYTEST) $(ARGS)
 
 bench: $(READY)  ## first figures: the gateway's requests a second, and what Airflow adds to a training
-	$(PYTEST) tests/benchmarks -m slow -s $(ARGS)
+	$(BIN)/python tests/benchmarks/gateway_throughput.py $(ARGS)
+	$(BIN)/python tests/benchmarks/train_overhead.py
 
 demo: $(READY)  ## the whole story on real tools; ARGS="--exit --summary out.json" ends by itself
 	@$(BIN)/airlock demo $(ARGS)
