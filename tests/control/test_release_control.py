@@ -16,6 +16,7 @@ from airlock.core.refs import BentoRef
 from airlock.core.release import Event, Phase, Release
 from airlock.core.route import Route, parse_route
 from airlock.core.spec import ModelSpec
+from airlock.core.verdict import Status, Verdict
 from airlock.ledger import Ledger
 from airlock.settings import Settings
 
@@ -92,7 +93,15 @@ def promoted(control: ReleaseControl, version: str) -> Release:
     if control.ledger.champion("m") is not None:
         for step in ("warm_up", "shadow", "canary_5", "canary_25", "canary_50", "canary_100"):
             control.enter(release.id, step)
+        held(control, release)
     return control.promote(release.id)
+
+
+def held(control: ReleaseControl, release: Release, status: Status = Status.PASS) -> None:
+    """Keep a verdict of the step that the release stands in."""
+    standing = control.ledger.release(release.id)
+    verdict = Verdict(name="errors", status=status, reason="0 of 800 requests failed")
+    control.ledger.record(standing, [verdict], step=str(standing.step), now=standing.entered_at)
 
 
 def on_disk(settings: Settings) -> Route:
@@ -116,6 +125,7 @@ def test_shares_follow_the_steps_and_always_add_up(control: ReleaseControl, sett
         assert sum(route.weights.values()) == 100
         assert route.champion == "1"
     assert seen == [(0, ()), (0, ("2",)), (5, ()), (25, ()), (50, ()), (100, ())]
+    held(control, release)
     control.promote(release.id)
     assert on_disk(settings).champion == "2"
     assert set(on_disk(settings).versions) == {"1", "2"}, "the former champion stays loaded for the way back"
@@ -162,6 +172,57 @@ def test_promotion_before_the_last_step_is_refused(control: ReleaseControl) -> N
     control.enter(release.id, "warm_up")
     with pytest.raises(Conflict, match="after canary_100 only"):
         control.promote(release.id)
+
+
+@pytest.mark.parametrize("found", [None, Status.INCONCLUSIVE, Status.ERROR, Status.FAIL])
+def test_a_last_step_that_was_only_entered_promotes_nothing(
+    control: ReleaseControl, settings: Settings, found: Status | None
+) -> None:
+    promoted(control, "1")
+    release = opened(control, "2")
+    control.enter(release.id, "warm_up")
+    control.enter(release.id, "canary_100")
+    if found is not None:
+        held(control, release, found)
+    with pytest.raises(Conflict, match="not let through canary_100"):
+        control.promote(release.id)
+    assert on_disk(settings).champion == "1"
+
+
+def test_evidence_of_an_earlier_pass_through_a_step_does_not_count(control: ReleaseControl) -> None:
+    promoted(control, "1")
+    release = opened(control, "2")
+    control.enter(release.id, "warm_up")
+    control.enter(release.id, "canary_100")
+    held(control, release)
+    control.enter(release.id, "canary_5")
+    control.enter(release.id, "canary_100")
+    with pytest.raises(Conflict, match="not let through canary_100"):
+        control.promote(release.id)
+
+
+def test_a_promoted_release_is_not_rolled_back_from_under_its_traffic(
+    control: ReleaseControl, settings: Settings
+) -> None:
+    release = promoted(control, "1")
+    with pytest.raises(Conflict, match="airlock rollback m"):
+        control.roll_back(release.id, reason="a late trigger")
+    champion = control.ledger.champion("m")
+    assert champion is not None
+    assert champion.version == on_disk(settings).champion == "1"
+
+
+def test_a_step_of_a_promoted_release_says_that_it_was_promoted(control: ReleaseControl) -> None:
+    release = promoted(control, "1")
+    with pytest.raises(Conflict, match="promoted cannot step"):
+        control.enter(release.id, "canary_5")
+
+
+def test_a_release_that_has_ended_is_not_approved(control: ReleaseControl) -> None:
+    release = control.open("1", bento("1"), actor="ann", key="k")
+    control.reject(release.id, actor="bob", reason="no")
+    with pytest.raises(Conflict, match="rejected cannot approve"):
+        control.approve(release.id, actor="eve", reason="late")
 
 
 def test_a_rejected_release_gets_no_traffic(control: ReleaseControl) -> None:

@@ -70,7 +70,8 @@ def test_the_same_key_opens_one_release(url: str) -> None:
 
 def test_a_route_generation_is_written_once_and_takes_its_transition_with_it(url: str) -> None:
     ledger = Ledger(url)
-    ledger.write_route(route(1), actor="ann", now=NOW, event="manual")
+    first = ledger.open(release("r0"), key="j", actor="ann")
+    ledger.transition(first, Event.APPROVE, actor="bob", reason="yes", now=NOW, route=route(1))
     opened = ledger.open(release(), key="k", actor="ann")
     with pytest.raises(Conflict, match="wrote first"):
         ledger.transition(opened, Event.APPROVE, actor="bob", reason="yes", now=NOW, route=route(1))
@@ -84,6 +85,16 @@ def test_verdicts_come_back_as_they_were(url: str) -> None:
     verdict = Verdict(name="errors", status=Status.FAIL, reason="9 of 50", estimate=0.18, n=50, details={"a": [1]})
     ledger.record(opened, [verdict], step="canary_5", now=NOW)
     assert ledger.verdicts("r1") == [("canary_5", verdict)]
+    assert ledger.verdicts("r1", generation=opened.generation) == [("canary_5", verdict)]
+    assert ledger.verdicts("r1", generation=opened.generation + 1) == []
+
+
+def test_a_route_whose_champion_was_never_promoted_is_not_taken_for_no_champion(url: str) -> None:
+    ledger = Ledger(url)
+    opened = ledger.open(release(), key="k", actor="ann")
+    ledger.transition(opened, Event.APPROVE, actor="bob", reason="yes", now=NOW, route=route(1))
+    with pytest.raises(Conflict, match="no promoted release"):
+        ledger.champion("m")
 
 
 def _approve(url: str, barrier: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue[str]) -> None:

@@ -16,10 +16,11 @@ from airlock.control.projection import project_route
 from airlock.core.errors import AirlockError, Conflict, NotFound
 from airlock.core.guards import limits_of
 from airlock.core.refs import BentoRef
-from airlock.core.release import LIVE, TERMINAL, Decision, Event, Phase, Release, judge_step, plan, planned
+from airlock.core.release import LIVE, TERMINAL, Decision, Event, Phase, Release, judge_step, next_phase, plan, planned
 from airlock.core.route import Bundle, Route
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import GatewayStatus
+from airlock.core.verdict import Status, fold
 from airlock.ledger import Ledger, VersionRecord
 from airlock.ledger.ledger import new_release_id
 from airlock.settings import Settings
@@ -79,8 +80,13 @@ class ReleaseControl:
         return self.ledger.open(release, key=key, actor=actor)
 
     def approve(self, release_id: str, *, actor: str, reason: str) -> Release:
+        """Let an opened release on its way; one that has ended stays ended.
+
+        Raises:
+            Conflict: it was rejected or rolled back meanwhile.
+        """
         release = self.ledger.release(release_id)
-        if release.phase is not Phase.OPENED:
+        if release.phase is not Phase.OPENED and release.phase not in TERMINAL:
             return release
         return self._move(release, Event.APPROVE, actor=actor, reason=reason)
 
@@ -97,13 +103,14 @@ class ReleaseControl:
         if release.phase in LIVE and release.step == step:
             self._project()
             return release
+        event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
+        next_phase(release.phase, event)  # before a route is made for it: a release that has ended gets none
         champion = self.ledger.champion(self.spec.model)
         if champion is None:
             raise Conflict(f"{self.spec.model} has no champion to compare {release.version} with: promote it instead")
         others = [other for other in self.ledger.releases(self.spec.model) if other.phase in LIVE]
         if other := next((other for other in others if other.id != release.id), None):
             raise Conflict(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
-        event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
         weights = {champion.version: 100 - todo.weight, release.version: todo.weight}
         reason = f"{step}: {todo.weight:g} % of the traffic" if todo.role == "served" else step.replace("_", " ")
         route = self._next_route(
@@ -129,8 +136,11 @@ class ReleaseControl:
     def promote(self, release_id: str) -> Release:
         """Make the candidate the champion. The former one stays loaded for the way back.
 
+        Where there is a champion to compare with, the ledger must hold what let the release through its last
+        step: a step that was only entered, or whose task was marked as done by hand, promotes nothing.
+
         Raises:
-            Conflict: the release has not passed its last step, or there was a champion to compare with.
+            Conflict: the release does not stand in its last step, or was not let through it.
         """
         release = self.ledger.release(release_id)
         if release.phase is Phase.PROMOTED:
@@ -145,6 +155,12 @@ class ReleaseControl:
             raise Conflict(
                 f"release {release.id} stands in {release.step or release.phase}; it is promoted after {last} only"
             )
+        if champion is not None:
+            found = [v for step, v in self.ledger.verdicts(release.id, generation=release.generation) if step == last]
+            if (status := fold(found)) is not Status.PASS:
+                raise Conflict(
+                    f"release {release.id} was not let through {last} (evidence: {status}); run the step's task again"
+                )
         record = VersionRecord(
             model=release.model,
             version=release.version,
@@ -160,8 +176,17 @@ class ReleaseControl:
         return promoted
 
     def roll_back(self, release_id: str, *, reason: str, actor: str = CONTROLLER) -> Release:
-        """Take a release off traffic and give all of it to the champion."""
+        """Take a release off traffic and give all of it to the champion.
+
+        Raises:
+            Conflict: it was promoted: its version is or was the champion, whose traffic needs another to go to.
+        """
         release = self.ledger.release(release_id)
+        if release.phase is Phase.PROMOTED:
+            raise Conflict(
+                f"release {release.id} of version {release.version} was promoted; to go back to an earlier version "
+                f"roll back the model: airlock rollback {release.model}"
+            )
         if release.phase in TERMINAL:
             self._project()
             return release

@@ -151,25 +151,6 @@ class Ledger:
             session.add(_entry(moved, event, actor, reason, now))
             return moved
 
-    def write_route(self, route: Route, *, actor: str, now: datetime, event: str) -> None:
-        """Record a route that belongs to no open release, such as a manual rollback."""
-        with self._transaction(f"route {route.generation} of {route.model}") as session:
-            session.add(_route_row(route, now))
-            session.add(
-                JournalRow(
-                    model=route.model,
-                    release=None,
-                    version=route.champion,
-                    event=event,
-                    phase=None,
-                    step=None,
-                    generation=route.generation,
-                    actor=actor,
-                    reason=route.reason,
-                    at=now,
-                )
-            )
-
     def note(self, release: Release, event: str, *, actor: str, reason: str, now: datetime) -> None:
         """Journal something that changes no phase, such as a projection that has to be repaired."""
         with self._transaction(f"note on release {release.id}") as session:
@@ -223,11 +204,22 @@ class Ledger:
             return [parse_route(row.document) for row in session.scalars(query)]
 
     def champion(self, model: str) -> VersionRecord | None:
-        """The version that holds production."""
+        """The version that holds production; ``None`` before the first was promoted.
+
+        Raises:
+            Conflict: the newest route names a version that no promoted release stands for. To take that for
+                "no champion" would let the next candidate through without a comparison.
+        """
         route = self.route(model)
         if route is None:
             return None
-        return next((good for good in self.good_versions(model) if good.version == route.champion), None)
+        for good in self.good_versions(model):
+            if good.version == route.champion:
+                return good
+        raise Conflict(
+            f"{model}: route generation {route.generation} names version {route.champion} as the champion, but the "
+            f"ledger has no promoted release of it; see airlock history {model}"
+        )
 
     def good_versions(self, model: str) -> list[VersionRecord]:
         """Versions that were promoted and not taken back, the newest first."""
@@ -248,9 +240,11 @@ class Ledger:
                 for row in session.scalars(query)
             ]
 
-    def verdicts(self, release_id: str) -> list[tuple[str, Verdict]]:
-        """A release's verdicts with their steps, in the order they were made."""
+    def verdicts(self, release_id: str, *, generation: int | None = None) -> list[tuple[str, Verdict]]:
+        """A release's verdicts with their steps, in the order they were made; ``generation``: of that route only."""
         query = select(VerdictRow).where(VerdictRow.release == release_id).order_by(VerdictRow.id)
+        if generation is not None:
+            query = query.where(VerdictRow.generation == generation)
         with Session(self._engine) as session:
             return [(row.step, Verdict.model_validate_json(row.document)) for row in session.scalars(query)]
 
