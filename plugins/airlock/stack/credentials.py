@@ -56,7 +56,10 @@ def password_of(settings: Settings, user: str) -> str:
     try:
         return _read(passwords_file(settings))[user]
     except KeyError:
-        raise Unavailable(f"no stack was started in {settings.home}; start one with: airlock up") from None
+        raise Unavailable(
+            f"no stack was started in {settings.home}; start one with: airlock up, "
+            "or name a demo's folder: airlock --home .airlock/demo ..."
+        ) from None
 
 
 def write_private(path: Path, text: str) -> None:
