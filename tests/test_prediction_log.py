@@ -159,3 +159,15 @@ def test_a_full_disk_loses_entries_and_says_so(settings: Settings, caplog: pytes
     writer.close()
     assert (writer.dropped, writer.failures, writer.queued) == (1, 1, 0)
     assert "lost" in caplog.text
+
+
+def test_a_value_that_cannot_be_written_does_not_end_the_log(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = PredictionWriter(settings.predictions)
+    writer.start()
+    writer.add("late", answered(origin(["\ud800"], [EVENT])))
+    writer.add("other", answered(origin(["a"], [EVENT])))
+    writer.close()
+    assert (writer.dropped, writer.written, writer.queued) == (1, 1, 0)
+    assert "1 entries of the prediction log are lost" in caplog.text

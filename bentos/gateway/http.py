@@ -75,12 +75,19 @@ def parse(content: bytes) -> Any:
         return orjson.loads(content)
     except orjson.JSONDecodeError as error:
         try:
-            return json.loads(content)
+            return _lenient(content)
         except (ValueError, RecursionError):
             offset = len(error.doc[: error.pos].encode()) if isinstance(error.doc, str) else error.pos
             code = "too_deep" if "depth" in error.msg else "malformed_json"
             raise Refused(400, code, f"not JSON: {error.msg} at offset {offset}", expected="a JSON object",
                           got=f"offset {offset}") from error  # fmt: skip
+
+
+def _lenient(content: bytes) -> Any:
+    document = json.loads(content)
+    # Half of a surrogate pair passes for a string here, but nothing after this could write it down.
+    json.dumps(document, ensure_ascii=False).encode()
+    return document
 
 
 async def respond(send: Send, status: int, content: bytes, media_type: bytes = JSON) -> None:

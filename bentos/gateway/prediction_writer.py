@@ -121,8 +121,9 @@ class PredictionWriter:
         for (model, columns), entries in waiting.items():
             try:
                 self._write(model, columns, entries)
-            except (OSError, pa.ArrowException):
-                # A full disk must not stop answers; what could not be kept is counted and said.
+            except Exception:
+                # Neither a full disk nor a value that cannot be written may end the thread that writes all others:
+                # what could not be kept is counted and said.
                 self.failures += 1
                 self.dropped += len(entries)
                 logger.exception("%s: %d entries of the prediction log are lost", model, len(entries))

@@ -206,7 +206,7 @@ def _problem(declared: Input, value: Any) -> _Problem | None:
 
 def _problem_of_number(declared: Input, value: float) -> _Problem | None:
     whole = declared.type == "int"
-    if not math.isfinite(value):
+    if type(value) is float and not math.isfinite(value):
         return "not_finite", f"{value} is banned"
     # JSON numbers beyond 64 bits arrive as floats: say what is wrong with them, not that they are no whole numbers.
     if whole and type(value) is float and abs(value) < _INT64:

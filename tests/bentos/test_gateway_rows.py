@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from gateway.http import parse
 from gateway.refusals import Refused
 from gateway.schema import EXACT_INT, FLOAT_MAX, Feeds, Schema, list_of
 from hypothesis import given
@@ -57,6 +58,8 @@ def test_a_float_takes_whole_numbers_within_its_bounds(value: float) -> None:
         ("delay", math.inf, "not_finite"),
         ("delay", math.nan, "not_finite"),
         ("delay", 1e39, "loses_precision"),
+        ("delay", 10**400, "loses_precision"),
+        ("seats", 10**400, "loses_precision"),
         ("delay", False, "wrong_type"),
         ("seats", 180.0, "wrong_type"),
         ("seats", True, "wrong_type"),
@@ -107,6 +110,13 @@ def test_only_a_candidate_s_inputs_may_be_left_out() -> None:
     assert schema.row({"a": 1.0, "b": 2.0}, 0) == [1.0, 2.0]
     assert refusal({"b": 2.0}, schema=schema)["field"] == "a"
     assert refusal({"a": 1.0, "c": 2.0}, schema=schema)["field"] == "c"
+
+
+@pytest.mark.parametrize("text", [b'{"key": "\\ud800"}', b'{"key": "\\ud800", "x": NaN}'])
+def test_half_of_a_surrogate_pair_is_malformed(text: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(text)
+    assert caught.value.status == 400
 
 
 def test_a_long_value_is_shortened_in_the_answer() -> None:
