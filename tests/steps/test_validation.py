@@ -35,14 +35,26 @@ def freeze(settings: Settings, tables: dict[str, pd.DataFrame]) -> SnapshotRef:
 
 def test_sound_data_passes_and_the_verdict_stays_with_it(settings: Settings) -> None:
     ref = freeze(settings, tiny_tables())
-    assert validation.recorded(ref) is None
+    assert validation.recorded(tiny_spec(), ref) is None
     verdict = validation.validate(tiny_spec(), settings, ref)
     assert verdict.status is Status.PASS, verdict.reason
     assert verdict.details["checked"] > 15
     assert verdict.n == sum(ref.tables.values())
-    assert validation.recorded(ref) == verdict
+    assert validation.recorded(tiny_spec(), ref) == verdict
     assert validation.validate(tiny_spec(), settings, ref) == verdict
     validation.require_valid(verdict)
+
+
+def test_a_verdict_by_other_rules_counts_no_more(settings: Settings) -> None:
+    ref = freeze(settings, tiny_tables())
+    assert validation.validate(tiny_spec(), settings, ref).passed
+    spec = tiny_spec()
+    stricter = spec.data.tables["events"].model_copy(update={"min_rows": 10**6})
+    spec = spec.model_copy(update={"data": spec.data.model_copy(update={"tables": {"events": stricter}})})
+    assert validation.recorded(spec, ref) is None
+    with pytest.raises(DataInvalid, match="not validated by the rules"):
+        features.training_set(spec, settings, ref)
+    assert validation.validate(spec, settings, ref).status is Status.FAIL
 
 
 def _missing_column(tables: dict[str, pd.DataFrame]) -> None:

@@ -47,9 +47,12 @@ def training_set(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> 
         DataInvalid: the snapshot was not validated, a row was lost, or something leaks.
         SpecError: an input that neither the events nor the feature service have.
     """
-    verdict = recorded(snapshot)
+    verdict = recorded(spec, snapshot)
     if verdict is None:
-        raise DataInvalid(f"{spec.model}: snapshot {snapshot.path} was not validated; nothing may be trained on it yet")
+        raise DataInvalid(
+            f"{spec.model}: snapshot {snapshot.path} was not validated by the rules that the spec has now; nothing may "
+            "be trained on it yet"
+        )
     require_valid(verdict)
     manifest = verify_snapshot(snapshot)
     identity = [snapshot.digest, spec.model_dump_json(include={"data", "label", "inputs", "features", "task"})]

@@ -6,6 +6,7 @@ One that breaks a rule is moved to quarantine, where its owner can look at it an
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airlock.core.bundle import sha256
 from airlock.core.errors import DataInvalid
 from airlock.core.refs import SnapshotRef
 from airlock.core.spec import Column, ColumnType, ModelSpec, Table, Task
@@ -60,7 +62,7 @@ def validate(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> Verd
         ArtifactCorrupt: the snapshot is not what its ref says.
     """
     manifest = verify_snapshot(snapshot)
-    if (known := recorded(snapshot)) is not None:
+    if (known := recorded(spec, snapshot)) is not None:
         return known
     failures: list[dict[str, Any]] = []
     checked = 0
@@ -91,10 +93,18 @@ def require_valid(verdict: Verdict) -> None:
         raise DataInvalid(verdict.reason)
 
 
-def recorded(snapshot: SnapshotRef) -> Verdict | None:
-    """The verdict that was kept with a snapshot, if it was validated."""
+def recorded(spec: ModelSpec, snapshot: SnapshotRef) -> Verdict | None:
+    """The verdict that was kept with a snapshot, if it was validated by the rules that the spec has now."""
     path = Path(snapshot.path) / VERDICT
-    return Verdict.model_validate_json(path.read_bytes()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    verdict = Verdict.model_validate_json(path.read_bytes())
+    return verdict if verdict.details.get("rules") == _digest(spec) else None
+
+
+def _digest(spec: ModelSpec) -> str:
+    rules = {name: table.model_dump(mode="json") for name, table in _tables(spec).items()}
+    return sha256(json.dumps(rules, sort_keys=True).encode())
 
 
 def _tables(spec: ModelSpec) -> dict[str, Table]:
@@ -246,7 +256,7 @@ def _verdict(spec: ModelSpec, snapshot: SnapshotRef, failures: list[dict[str, An
         estimate=float(len(failures)),
         threshold=0.0,
         n=rows,
-        details={"checked": checked, "failures": failures, "snapshot": snapshot.digest},
+        details={"checked": checked, "failures": failures, "snapshot": snapshot.digest, "rules": _digest(spec)},
     )
 
 
