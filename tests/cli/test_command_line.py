@@ -135,6 +135,26 @@ def test_specs_are_checked_where_there_is_no_airflow(tmp_path: Path) -> None:
     assert "owner" in refused.stderr
 
 
+def test_a_project_without_specs_is_not_told_that_they_are_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRLOCK_PROJECT", str(tmp_path))
+    nothing = run("spec", "lint")
+    assert nothing.exit_code == 1
+    assert "nothing was checked" in nothing.stderr
+    folder = tmp_path / "dags" / "models"
+    folder.mkdir(parents=True)
+    (folder / "flight_delay.yml").write_text((PROJECT / "dags" / "models" / "flight_delay.yaml").read_text())
+    misnamed = run("spec", "lint")
+    assert misnamed.exit_code == 1
+    assert "rename flight_delay.yml to flight_delay.yaml" in misnamed.stderr
+
+
+def test_the_schema_is_written_as_editors_get_it(tmp_path: Path) -> None:
+    assert run("spec", "schema", "--out", str(tmp_path / "schema.json")).exit_code == 0
+    assert (tmp_path / "schema.json").read_text() == (PROJECT / "docs" / "spec.schema.json").read_text()
+
+
 def test_schema_and_show_speak_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRLOCK_PROJECT", str(PROJECT))
     assert json.loads(run("spec", "schema").stdout)["additionalProperties"] is False

@@ -21,11 +21,14 @@ def lint(
     as_json: AsJson = False,
 ) -> None:
     """Check specs. Exits with 1 if one cannot be used, telling the file, the line and the closest name."""
-    from airlock.core.errors import SpecError
-    from airlock.specs import load_spec
+    from airlock.core.errors import NotFound, SpecError
+    from airlock.specs import load_spec, spec_files
 
     with reported():
-        found = paths or sorted(settings.load().specs.glob("*.yaml"))
+        folder = settings.load().specs
+        found = paths or spec_files(folder)
+        if not found:
+            raise NotFound(f"no spec in {folder}: nothing was checked; a spec is {folder}/<model>.yaml")
         errors: dict[str, str] = {}
         for path in found:
             try:
@@ -47,16 +50,13 @@ def schema(
     to: Annotated[Path | None, typer.Option("--out", help="Write it here instead of printing it.")] = None,
 ) -> None:
     """Print the JSON schema of a spec, for editors."""
-    import json
-
-    from airlock.specs import schema as spec_schema
+    from airlock import specs
 
     with reported():
-        document = spec_schema()
         if to is None:
-            print_json(document)
+            print_json(specs.schema())
         else:
-            to.write_text(json.dumps(document, indent=2) + "\n")
+            to.write_text(specs.schema_text())
 
 
 @app.command(epilog="Example: airlock spec show flight_delay --json")
