@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from airlock.core.bundle import sha256
 from airlock.core.errors import ArtifactCorrupt, DataInvalid
 from airlock.core.refs import TrainedRef, TrainingSetRef
-from airlock.core.spec import ModelSpec, Task
+from airlock.core.spec import METRICS, ModelSpec, Task
 from airlock.core.stats import metric_interval
 from airlock.settings import Settings
 from airlock.steps import plots, tracking
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 PIPELINE = "pipeline.joblib"
 FACTS = "facts.json"
 _REF = "trained.json"
-METRICS = {
-    Task.CLASSIFICATION: ("roc_auc", "pr_auc", "log_loss", "brier", "accuracy"),
-    Task.REGRESSION: ("rmse", "mae", "r2"),
-}
 _QUICK = {Task.CLASSIFICATION: ("roc_auc", "log_loss", "brier"), Task.REGRESSION: ("rmse", "mae", "r2")}
 """Metrics whose estimate costs little, for trials and baselines."""
 
