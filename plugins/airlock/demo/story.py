@@ -125,7 +125,7 @@ class Story:
         return f"version {version} registered; {_gates(verdicts)}"
 
     def _first_release(self) -> str:
-        version = self._released(self._next_run("release"), Phase.PROMOTED).version
+        version = self._released(self._started_run("release"), Phase.PROMOTED).version
         self._until(lambda: self._champion() == version, 30, f"the gateway to serve version {version}")
         with GatewayClient(self._settings.gateway_url) as gateway:
             self._until(gateway.ready, 30, "the gateway to be ready")
@@ -140,7 +140,7 @@ class Story:
         self._until(lambda: self._world.now >= SECOND_TRAINING, 180, f"the replay to reach {SECOND_TRAINING:%d %B}")
         before = self._world.traffic()
         self._trained({"until": self._world.now.isoformat()})
-        release = self._released(self._next_run("release"), Phase.PROMOTED)
+        release = self._released(self._started_run("release"), Phase.PROMOTED)
         answered = self._world.traffic().requests - before.requests
         shares = [route.share for route in self._ledger.routes(MODEL) if route.release == release.id and route.share]
         seen = ", ".join(f"{share:g}" for share in shares)
@@ -159,7 +159,7 @@ class Story:
             # The champion stays whatever becomes of the first, so the second can be judged against it already.
             trainings.append(self._api.trigger(f"{MODEL}__train", {"until": self._world.now.isoformat(), **_RAISING}))
 
-        told = [self._rolled_back(self._next_run("release"), approved=train_second)]
+        told = [self._rolled_back(self._started_run("release"), approved=train_second)]
         ejection = self.observed.ejections[0]
         self.observed.rollback = Rollback(
             requests_to_detect=ejection.requests,
@@ -167,7 +167,7 @@ class Story:
             failed_requests=self._world.traffic().failed - failed,
         )
         self._completed(trainings[0])
-        told.append(self._rolled_back(self._next_run("release")))
+        told.append(self._rolled_back(self._started_run("release")))
         lost = self._world.traffic().failed - failed
         self._require(lost == 0, f"{lost} requests were lost: {self._world.traffic().first_failure}")
         return "; ".join(told) + "; no request was lost"
@@ -185,11 +185,10 @@ class Story:
         self.observed.report = report["report"]
         verdict = Verdict.model_validate(report["verdict"])
         self._require(verdict.status is Status.FAIL, f"no drift was found up to {now:%d %B}: {verdict.reason}")
-        started = self._next_run("train")
-        self._require(started.run_type == "asset_triggered", f"the training was started as {started.run_type}")
+        started = self._started_run("train")
         self._completed(started)
         version, verdicts = self._registered(started)
-        waiting = self._question(self._next_run("release"))
+        waiting = self._question(self._started_run("release"))
         return (
             f"{verdict.reason}; that started {started.dag_run_id}; version {version}, {_gates(verdicts)}, "
             f"waits for an answer: {waiting.subject}"
@@ -235,16 +234,17 @@ class Story:
                 seen[task.task_id] = task.state
                 self._progress.task(run.dag_id, task.task_id, task.state, task.duration)
 
-    def _next_run(self, kind: str) -> Run:
-        """The run that something other than the story started, the oldest that was not followed yet."""
+    def _started_run(self, kind: str) -> Run:
+        """The run that an asset started, the oldest that was not followed yet. People may start runs of their own."""
         dag_id = f"{MODEL}__{kind}"
         found: list[Run] = []
 
         def appeared() -> bool:
-            found[:] = [run for run in self._api.runs(dag_id) if run.dag_run_id not in self._known_runs]
+            by_asset = [run for run in self._api.runs(dag_id) if run.run_type == "asset_triggered"]
+            found[:] = [run for run in by_asset if run.dag_run_id not in self._known_runs]
             return bool(found)
 
-        self._until(appeared, 60, f"a run of {dag_id}")
+        self._until(appeared, 60, f"an asset to start {dag_id}")
         self._known_runs.add(found[-1].dag_run_id)
         return found[-1]
 
