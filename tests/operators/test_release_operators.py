@@ -371,6 +371,17 @@ class TestPromoteAndBack:
         assert "complaints" in last.reason
         assert context["outlet_events"][outlet].extra["version"] == "1"
 
+    def test_a_rollback_that_is_tried_again_is_one_step_back(
+        self, control: ReleaseControl, champion: Release, make_context: Make, dag: DAG, home: Path
+    ) -> None:
+        promoted(control, "2")
+        promoted(control, "3")
+        back = RollbackOperator(task_id="back", dag=dag, model="toy")
+        for _ in "ab":
+            assert back.execute(make_context("manual__1"))["champion"] == "2"  # type: ignore[arg-type]
+        assert shares(home) == {"2": 100}
+        assert back.execute(make_context("manual__2"))["champion"] == "1"  # type: ignore[arg-type]
+
     def test_rollback_to_the_champion_finishes_what_was_cut_off(
         self, control: ReleaseControl, champion: Release, make_context: Make, dag: DAG, home: Path, ledger: Ledger
     ) -> None:

@@ -206,6 +206,14 @@ class ReleaseControl:
             return release
         return self.roll_back(release_id, reason="the release ended before it was promoted")
 
+    def version_before(self) -> str:
+        """The last good version before the champion.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self._way_back(None)[1].version
+
     def roll_back_model(self, to: str | None, *, actor: str, reason: str) -> Route:
         """One step back, to the last good version before the champion, or to ``to``.
 
@@ -215,16 +223,7 @@ class ReleaseControl:
             NotFound: there is no such good version; the message names those there are.
         """
         model = self.spec.model
-        good = self.ledger.good_versions(model)
-        champion = self.ledger.champion(model)
-        if champion is None:
-            raise NotFound(f"{model} has no champion: there is nothing to roll back")
-        earlier = [record for record in good if record.version != champion.version]
-        target = next((record for record in earlier if to is None or record.version == to), None)
-        if target is None:
-            versions = ", ".join(record.version for record in earlier) or "none"
-            wanted = f"version {to}" if to else "an earlier version"
-            raise NotFound(f"{model}: {wanted} was never promoted or was taken back; good ones: {versions}")
+        champion, target = self._way_back(to)
         for release in self.ledger.releases(model):
             if release.phase in LIVE or release.phase in {Phase.OPENED, Phase.APPROVED}:
                 self.roll_back(release.id, actor=actor, reason=f"{model} is rolled back to {target.version}: {reason}")
@@ -233,6 +232,20 @@ class ReleaseControl:
         self._move(self.ledger.release(champion.release), Event.ROLL_BACK, actor=actor, reason=text, route=route)
         self._show_aliases(None)
         return route
+
+    def _way_back(self, to: str | None) -> tuple[VersionRecord, VersionRecord]:
+        """The champion, and the earlier good version to go to."""
+        model = self.spec.model
+        champion = self.ledger.champion(model)
+        if champion is None:
+            raise NotFound(f"{model} has no champion: there is nothing to roll back")
+        earlier = [record for record in self.ledger.good_versions(model) if record.version != champion.version]
+        target = next((record for record in earlier if to is None or record.version == to), None)
+        if target is None:
+            versions = ", ".join(record.version for record in earlier) or "none"
+            wanted = f"version {to}" if to else "an earlier version"
+            raise NotFound(f"{model}: {wanted} was never promoted or was taken back; good ones: {versions}")
+        return champion, target
 
     def _move(
         self,

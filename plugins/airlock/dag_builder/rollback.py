@@ -37,8 +37,6 @@ def rollback_dag(spec: ModelSpec) -> DAG:
         RollbackOperator(
             task_id="roll_back",
             model=spec.model,
-            # Tried again, "the version before the champion" would be one more step back.
-            retries=0,
             to=run_param(dag, "to"),
             reason=run_param(dag, "reason"),
             outlets=[assets.champion(spec.model)],

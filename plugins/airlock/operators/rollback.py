@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from airflow.sdk import Context
 
 from airlock.core.route import Route
-from airlock.operators.base import ModelOperator, actor, refusals_are_final
+from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key
 from airlock.operators.links import GatewayLink
 
 
 class RollbackOperator(ModelOperator):
     """Route all traffic to an earlier good version and take back a release that is on its way.
 
-    It needs the ledger and the version's verified files alone; MLflow may be down.
+    It needs the ledger and the version's verified files alone; MLflow may be down. Tried again or cleared,
+    the task goes to the version that its run went to first, not one more step back.
 
     :param to: a version that was promoted before; None: the one before the champion
     :param reason: why, in words, for the ledger
@@ -32,19 +34,31 @@ class RollbackOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         self.links[GatewayLink().name] = self.settings.gateway_url
-        route = self._there_already()
+        to = self.to or self._decided(context)
+        route = self._there_already(to)
         if route is None:
-            route = self.control.roll_back_model(self.to or None, actor=actor(context), reason=self.reason)
+            route = self.control.roll_back_model(to, actor=actor(context), reason=self.reason)
         for outlet in self.outlets:
             context["outlet_events"][outlet].extra = {"version": route.champion, "reason": route.reason}
         self.log.info("Generation %s: %s", route.generation, route.reason)
         return {"generation": route.generation, "champion": route.champion, "reason": route.reason}
 
-    def _there_already(self) -> Route | None:
+    def _decided(self, context: Context) -> str:
+        """The version before the champion, as this run found it first: written down before anything moves."""
+        folder = self.settings.runs / self.model / "rollbacks"
+        path = folder / f"{context['dag_run'].dag_id}.{self.task_id}.{run_key(context)}"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            making = folder / f".{path.name}.{os.getpid()}.tmp"
+            making.write_text(self.control.version_before())
+            making.replace(path)
+        return path.read_text()
+
+    def _there_already(self, to: str) -> Route | None:
         """The route, if ``to`` holds production: a rollback that was cut off before the gateway heard of it."""
         ledger = self.control.ledger
         champion = ledger.champion(self.model)
-        if champion is None or champion.version != self.to:
+        if champion is None or champion.version != to:
             return None
         self.control.restore(champion.release)
         return ledger.route(self.model)
