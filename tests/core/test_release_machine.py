@@ -57,7 +57,10 @@ def spec() -> ModelSpec:
             ],
             "rollout": {
                 "shadow": {"bake": "5s", "min_requests": 30},
-                "steps": [{"weight": 5, "bake": "5s", "min_requests": 30}, {"weight": 100, "min_requests": 30}],
+                "steps": [
+                    {"weight": 5, "bake": "5s", "min_requests": 30},
+                    {"weight": 100, "bake": "5s", "min_requests": 30},
+                ],
                 "deadline": "60s",
             },
         }

@@ -60,6 +60,8 @@ def test_the_smallest_spec_is_safe() -> None:
         ({"surprise": 1}, "Extra inputs"),
         ({"rollout": {"steps": [{"weight": 100}]}}, "min_requests"),
         ({"rollout": {"steps": []}}, "at least one step"),
+        ({"rollout": {"deadline": "10m"}}, "bakes for 10m is rolled back at the deadline of 10m"),
+        ({"rollout": {"deadline": "11m", "shadow": {"bake": "1h"}}}, "bakes for 1h"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], words: str) -> None:

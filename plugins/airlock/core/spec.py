@@ -334,6 +334,12 @@ class Rollout(Policy):
             raise ValueError(f"canary steps must increase, got {weights}")
         if weights[-1] != 100:
             raise ValueError(f"the last canary step must be 100, got {weights}")
+        bakes = [step.bake for step in self.steps] + ([self.shadow.bake] if self.shadow else [])
+        if (longest := max(bakes)) >= self.deadline:
+            raise ValueError(
+                f"a step that bakes for {written(longest)} is rolled back at the deadline of {written(self.deadline)}, "
+                "whatever it shows: bake for less or move the deadline"
+            )
         return self
 
 
