@@ -316,7 +316,7 @@ class _Training:
 
     def _metrics(self, labels: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> dict[str, float]:
         """The held-out metrics, each with its 95 % interval as ``<metric>_low`` and ``<metric>_high``."""
-        found = {}
+        found: dict[str, float] = {}
         for metric in METRICS[self.spec.task]:
             found[metric], found[f"{metric}_low"], found[f"{metric}_high"] = self._interval(metric, labels, scores)
         return found
