@@ -58,7 +58,7 @@ class Feed:
         self._ask(("open", now), _START_TIMEOUT)
 
     def tick(self, since: datetime, until: datetime, share: float) -> Tick:
-        """Publish the features of ``until`` and deliver the labels of the flights that landed by then.
+        """Publish the features as known at ``since`` and deliver the labels of the flights that landed by then.
 
         Answers a ``share`` in (0, 1] of the flights scheduled in [since, until), always the same ones.
         """
