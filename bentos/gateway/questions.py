@@ -177,8 +177,8 @@ def _time(row: Any, name: str, index: int) -> int | None:
     try:
         time = datetime.fromisoformat(value)
         if time.tzinfo is not None:
-            return (time - _EPOCH) // _MICROSECOND
-    except (TypeError, ValueError):
+            return (time.astimezone(UTC) - _EPOCH) // _MICROSECOND
+    except (TypeError, ValueError, OverflowError):
         pass
     raise Refused(422, "wrong_type", f"row {index}, {name}: expected a time with its zone", row=index, field=name,
                   expected="ISO 8601 with a zone, such as 2013-04-01T06:00:00Z", got=value)  # fmt: skip

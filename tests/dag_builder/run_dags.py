@@ -96,7 +96,14 @@ class Versions:
     """A registry that knows every version."""
 
     def version(self, model: str, version: str) -> VersionRef:
-        return VersionRef(model=model, version=version, run_id="r1", bundle=Ref(path="/b", digest=DIGEST))
+        champion = Gateway.ledger.champion(model) if Gateway.ledger else None
+        return VersionRef(
+            model=model,
+            version=version,
+            run_id="r1",
+            bundle=Ref(path="/b", digest=DIGEST),
+            judged_against=champion.version if champion else "baseline",
+        )
 
     def register(self, spec: Any, evaluated: EvaluatedRef, *, key: str) -> VersionRef:
         return self.version(spec.model, "1")

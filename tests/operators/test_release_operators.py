@@ -103,11 +103,13 @@ class Versions:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.aliases: dict[str, str] = {}
+        self.judged_against: str | None = "1"
 
     def version(self, model: str, version: str) -> VersionRef:
         if not version.isdigit():
             raise NotFound(f"{model} has no version {version}; the newest is 9")
-        return VersionRef(model=model, version=version, run_id="r1", bundle=Ref(path="/b", digest=DIGEST))
+        bundle = Ref(path="/b", digest=DIGEST)
+        return VersionRef(model=model, version=version, run_id="r1", bundle=bundle, judged_against=self.judged_against)
 
     def latest(self, model: str) -> VersionRef:
         return self.version(model, "9")
@@ -211,6 +213,14 @@ class TestPackage:
     def test_the_champion_by_hand_fails_without_retry(self, dag: DAG, make_context: Make, champion: Release) -> None:
         with pytest.raises(AirflowFailException, match="champion already"):
             self.run(dag, make_context(), version="1")
+
+    @pytest.mark.parametrize("judged_against", ["0", "baseline", None])
+    def test_evidence_against_another_champion_is_refused(
+        self, dag: DAG, make_context: Make, champion: Release, versions: Versions, judged_against: str | None
+    ) -> None:
+        versions.judged_against = judged_against
+        with pytest.raises(AirflowFailException, match="but the champion is version 1 by now; train again"):
+            self.run(dag, make_context(), version="2")
 
     def test_a_version_that_does_not_exist_fails_without_retry(self, dag: DAG, make_context: Make) -> None:
         with pytest.raises(AirflowFailException, match="no version nine; the newest is 9"):

@@ -166,6 +166,20 @@ def test_one_key_is_one_version_and_its_bundle_comes_from_mlflow(house: House, c
     assert newer["airlock.evidence_digest"] == judged.digest
 
 
+def test_a_version_says_what_it_was_judged_against(house: House, candidate: OnnxRef) -> None:
+    version = house.registry().register(SPEC, house.judged(candidate), key="judged")
+    assert version.judged_against == "baseline"
+
+
+def test_poor_parity_is_refused_though_no_gate_asks_for_it(house: House, candidate: OnnxRef) -> None:
+    asked_for = [gate for gate in SPEC.gates if gate.kind != "onnx_parity"]
+    poor = candidate.parity.model_copy(update={"status": Status.FAIL, "reason": "9 decisions flipped"})
+    changed = candidate.model_copy(update={"parity": poor})
+    spec = SPEC.model_copy(update={"gates": tuple(asked_for)})
+    judged = house.judged(changed, spec=spec)
+    assert fold(judged.verdicts) is Status.FAIL
+
+
 def test_versions_that_do_not_exist_name_the_newest(house: House) -> None:
     with pytest.raises(NotFound, match="train it first"):
         house.registry().latest("nobody")

@@ -108,7 +108,7 @@ class ReleaseControl:
         champion = self.ledger.champion(self.spec.model)
         if champion is None:
             raise Conflict(f"{self.spec.model} has no champion to compare {release.version} with: promote it instead")
-        others = [other for other in self.ledger.releases(self.spec.model) if other.phase in LIVE]
+        others = self.ledger.releases(self.spec.model, phases=LIVE)
         if other := next((other for other in others if other.id != release.id), None):
             raise Conflict(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
         weights = {champion.version: 100 - todo.weight, release.version: todo.weight}
@@ -224,9 +224,8 @@ class ReleaseControl:
         """
         model = self.spec.model
         champion, target = self._way_back(to)
-        for release in self.ledger.releases(model):
-            if release.phase in LIVE or release.phase in {Phase.OPENED, Phase.APPROVED}:
-                self.roll_back(release.id, actor=actor, reason=f"{model} is rolled back to {target.version}: {reason}")
+        for release in self.ledger.releases(model, phases={*LIVE, Phase.OPENED, Phase.APPROVED}):
+            self.roll_back(release.id, actor=actor, reason=f"{model} is rolled back to {target.version}: {reason}")
         text = f"rolled back from version {champion.version} to {target.version}: {reason}"
         route = self._next_route(target, reason=text, warm=champion)
         self._move(self.ledger.release(champion.release), Event.ROLL_BACK, actor=actor, reason=text, route=route)

@@ -68,6 +68,7 @@ class VersionRef(BaseModel):
     version: str
     run_id: str
     bundle: Ref
+    judged_against: str | None = Field(None, description="the champion, or baseline, that its gates compared it with")
 
 
 class BentoRef(Ref):

@@ -106,9 +106,9 @@ class Story:
             began = time.monotonic()
             try:
                 detail = scene()
-            except AirlockError as error:
+            except Exception as error:  # noqa: BLE001 - whatever ended it, the summary tells it
                 broken = True
-                detail = str(error)
+                detail = str(error) if isinstance(error, AirlockError) else f"{type(error).__name__}: {error}"
                 self._progress.say(detail, style="red")
             else:
                 self._progress.say(detail, style="green")

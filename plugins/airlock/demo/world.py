@@ -174,6 +174,6 @@ class World:
         """Ask about one flight; answers what went wrong, if something did."""
         try:
             response = client.post(self._url, json={"entities": [flight], "key": flight[self._key]})
-        except httpx.HTTPError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the request is lost and has to be counted
             return f"{type(error).__name__}: {error}"
         return None if response.status_code == httpx.codes.OK else f"{response.status_code}: {response.text[:500]}"

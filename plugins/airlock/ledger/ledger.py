@@ -7,7 +7,7 @@ revision and the route's generation; one commits, the other gets a ``Conflict``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from functools import lru_cache
@@ -184,9 +184,11 @@ class Ledger:
                 raise NotFound(f"the ledger has no release {release_id}")
             return _release(row)
 
-    def releases(self, model: str, limit: int = 50) -> list[Release]:
-        """A model's releases, the newest first."""
-        query = select(ReleaseRow).where(ReleaseRow.model == model).order_by(ReleaseRow.opened_at.desc()).limit(limit)
+    def releases(self, model: str, *, phases: Collection[Phase] | None = None) -> list[Release]:
+        """A model's releases, the newest first; only those in ``phases``, if given."""
+        query = select(ReleaseRow).where(ReleaseRow.model == model).order_by(ReleaseRow.opened_at.desc())
+        if phases is not None:
+            query = query.where(ReleaseRow.phase.in_(phases))
         with Session(self._engine) as session:
             return [_release(row) for row in session.scalars(query)]
 

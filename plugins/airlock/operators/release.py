@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from airflow.sdk import BaseOperatorLink, Context, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airlock.core.errors import NotFound, Unavailable
+from airlock.core.errors import GateRefused, NotFound, Unavailable
+from airlock.core.refs import VersionRef
 from airlock.core.release import TERMINAL, Phase
 from airlock.core.tally import GatewayStatus
 from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key, triggering_extra
@@ -46,6 +47,7 @@ class PackageBentoOperator(ModelOperator):
         self.links[MlflowRunLink().name] = self.registry_hook.run_url(version.run_id)
         by_event = announced is not None and not self.version
         self._refuse_champion(version.version, by_event=by_event)
+        self._refuse_stale_evidence(version)
         bento = packaging.package(self.spec, self.settings, version)
         key = f"{self.model}:{version.version}:announced" if by_event else f"{self.model}:{run_key(context)}"
         release = self.control.open(version.version, bento, actor=actor(context), key=key)
@@ -64,6 +66,16 @@ class PackageBentoOperator(ModelOperator):
         if champion is not None and champion.version == version:
             refused = AirflowSkipException if by_event else AirflowFailException
             raise refused(f"{self.model} version {version} is the champion already: nothing to release")
+
+    def _refuse_stale_evidence(self, version: VersionRef) -> None:
+        """Gates that compared a version with another champion say nothing about this one."""
+        champion = self.ledger_hook.get_conn().champion(self.model)
+        if champion is not None and version.judged_against != champion.version:
+            raise GateRefused(
+                f"{self.model} version {version.version} was judged against {version.judged_against or 'nobody'}, but "
+                f"the champion is version {champion.version} by now; train again, or go back to a version that was "
+                f"champion with: airlock rollback {self.model} --to VERSION"
+            )
 
 
 class ReleaseOperator(ModelOperator):

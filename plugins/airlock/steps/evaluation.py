@@ -14,7 +14,7 @@ from airlock.core.bundle import ONNX, sha256
 from airlock.core.errors import ArtifactCorrupt, DataInvalid
 from airlock.core.gates import BASELINE, GateEvidence, judge
 from airlock.core.refs import EvaluatedRef, OnnxRef, Ref
-from airlock.core.spec import LatencyGate, ModelSpec, SliceGate
+from airlock.core.spec import LatencyGate, ModelSpec, ParityGate, SliceGate
 from airlock.core.verdict import Status, Verdict, fold
 from airlock.settings import Settings
 from airlock.steps import tracking
@@ -72,7 +72,8 @@ def _judge(
         latency = latencies(model, rows) if any(isinstance(gate, LatencyGate) for gate in spec.gates) else None
     except DataInvalid as error:
         return (Verdict(name="answers", status=Status.FAIL, reason=f"the candidate cannot answer: {error}"),)
-    extra: tuple[Verdict, ...] = ()
+    # A model that answers differently once it is exported is never let through, asked for in the spec or not.
+    extra: tuple[Verdict, ...] = () if any(isinstance(gate, ParityGate) for gate in spec.gates) else (parity,)
     reference_inputs = None
     if champion is None:
         name = BASELINE
@@ -85,7 +86,7 @@ def _judge(
             reference = reigning.scores(rows)
         except (ArtifactCorrupt, DataInvalid) as error:
             reason = f"champion {name} cannot answer the evaluation rows: {error}"
-            extra = (Verdict(name="champion_answers", status=Status.ERROR, reason=reason),)
+            extra = (*extra, Verdict(name="champion_answers", status=Status.ERROR, reason=reason))
     columns = {gate.column for gate in spec.gates if isinstance(gate, SliceGate)} & set(rows.columns)
     evidence = GateEvidence(
         task=spec.task,

@@ -19,6 +19,7 @@ _KEY = "airlock.register_key"
 _BUNDLE = "airlock.bundle"
 _SCHEMA = "airlock.schema"
 _SEMANTIC = "airlock.semantic_version"
+_JUDGED_AGAINST = "airlock.judged_against"
 
 
 class Registry:
@@ -157,7 +158,7 @@ class Registry:
             "airlock.snapshot_digest": trained.training_set.snapshot,
             "airlock.until": trained.training_set.until.isoformat(),
             "airlock.evidence_digest": evaluated.digest,
-            "airlock.judged_against": evaluated.champion or "baseline",
+            _JUDGED_AGAINST: evaluated.champion or "baseline",
             "airlock.git_commit": run.data.tags.get("mlflow.source.git.commit", "unknown"),
             "airlock.owner": spec.owner,
             tracking.RUN_KEY: run.data.tags.get(tracking.RUN_KEY, ""),
@@ -185,7 +186,13 @@ class Registry:
         if not digest:
             raise NotFound(f"{version.name} version {version.version} was not registered by Airlock: it has no bundle")
         bundle = self.fetch(version.name, str(version.run_id), digest)
-        return VersionRef(model=version.name, version=str(version.version), run_id=str(version.run_id), bundle=bundle)
+        return VersionRef(
+            model=version.name,
+            version=str(version.version),
+            run_id=str(version.run_id),
+            bundle=bundle,
+            judged_against=version.tags.get(_JUDGED_AGAINST),
+        )
 
     def fetch(self, model: str, run_id: str, digest: str) -> Ref:
         """A run's bundle in this machine's store of bundles, downloaded unless it is there, verified either way.
