@@ -17,10 +17,11 @@ install: $(READY)  ## make .venv with the locked environment
 
 $(READY): uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11: $(PYTHON) was not found; set PYTHON=..." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "installing the locked environment into $(VENV): a minute or so"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@# The machine's own certificates first: a network that inspects traffic has its authority there.
-	$(SYNC) --system-certs || $(SYNC)
+	@$(SYNC) --system-certs || $(SYNC)
 	@touch $@
 
 lint: $(READY)  ## style, types, import directions, specs, lock

@@ -7,6 +7,7 @@ Airflow's words.
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -239,6 +240,9 @@ class AirflowApi:
         return self._client.request(method, f"/api/v2{path}", **{**arguments, "headers": headers})
 
 
+_RAISED = re.compile(r"^Task failed with exception (AirflowFailException: )?")
+
+
 def why_failed(api: AirflowApi, run: Run) -> str:
     """The task that a run failed of, and its exception in words."""
     failed = next((task for task in api.tasks(run.dag_id, run.dag_run_id) if task.state == "failed"), None)
@@ -249,7 +253,7 @@ def why_failed(api: AirflowApi, run: Run) -> str:
     except AirlockError:
         lines = []
     said = next((line for line in reversed(lines) if "exception" in line.lower()), "its log tells why")
-    return f"{run.dag_id}: task {failed.task_id} failed: {said}"
+    return f"{run.dag_id}: task {failed.task_id} failed: {_RAISED.sub('', said)}"
 
 
 def _content(response: httpx.Response, method: str, path: str) -> Any:
@@ -271,8 +275,9 @@ def _line(entry: Any) -> str:
     if isinstance(entry, str):
         return entry
     details = entry.get("error_detail") or ()
+    # The first is what was raised; the others are what it was raised from, which it has put into words.
     said = [f"{detail.get('exc_type')}: {detail.get('exc_value')}" for detail in details if isinstance(detail, dict)]
-    return " ".join([str(entry.get("event", "")), *said])
+    return " ".join([str(entry.get("event", "")), *said[:1]])
 
 
 def _quoted(run_id: str) -> str:

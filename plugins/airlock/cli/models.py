@@ -15,6 +15,13 @@ from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reporte
 if TYPE_CHECKING:
     from airlock.airflow_api import AirflowApi, Run
 
+
+def _version(value: str | None) -> str | None:
+    if value is not None and not value.isdecimal():
+        raise typer.BadParameter(f"{value!r} is not a version: expected a whole number, such as 3")
+    return value
+
+
 Model = Annotated[str, typer.Argument(help="Name of the model: dags/models/<model>.yaml.", metavar="MODEL")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end.")]
 Until = Annotated[
@@ -50,7 +57,9 @@ def train(
 
 def release(
     model: Model,
-    version: Annotated[str | None, typer.Option(help="Registered version; default: the newest candidate.")] = None,
+    version: Annotated[
+        str | None, typer.Option(callback=_version, help="Registered version; default: the newest candidate.")
+    ] = None,
     wait: Wait = True,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +70,9 @@ def release(
 
 def rollback(
     model: Model,
-    to: Annotated[str | None, typer.Option(metavar="VERSION", help="Default: the last good one before.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", callback=_version, help="Default: the last good one before.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Why; it is kept in the ledger.")] = "asked for on the command line",
     wait: Wait = True,
     as_json: AsJson = False,

@@ -58,6 +58,10 @@ def demo(console: Console, *, home: Path, port_base: int, speed: float = SPEED) 
         cleanup.callback(feed.close)
         with progress.shown():
             stack.up(port_base, owned=True, progress=lambda part, _: progress.say(f"{part} is healthy"))
+            progress.say(
+                f"airflow {stack.settings.airflow_url}  mlflow {stack.settings.mlflow_url}  gateway "
+                f"{stack.settings.gateway_url}; users and passwords: {passwords_file(stack.settings)}"
+            )
             summary = _play(spec, stack.settings, feed, progress, speed, peak)
         _show(console, summary, base)
         yield summary

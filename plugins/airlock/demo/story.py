@@ -137,6 +137,10 @@ class Story:
         return f"version {version} serves, {self.observed.serving_after:.0f} s after the start; {self._counted()}"
 
     def _canary(self) -> str:
+        if self._world.now < SECOND_TRAINING:
+            self._progress.say(
+                f"flights are asked about until there are new labels to learn from, {SECOND_TRAINING:%d %B}"
+            )
         self._until(lambda: self._world.now >= SECOND_TRAINING, 180, f"the replay to reach {SECOND_TRAINING:%d %B}")
         before = self._world.traffic()
         self._trained({"until": self._world.now.isoformat()})

@@ -41,7 +41,9 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
 
     def __init__(self, *, approvers: Sequence[str] = (), params: ParamsDict | None = None, **kwargs: Any) -> None:
         form = ParamsDict() if params is None else params
-        comment = Param("", type="string", title="Comment", description="Kept in the ledger.", source="task")
+        comment = Param(
+            None, type=["null", "string"], title="Comment", description="Kept in the ledger.", source="task"
+        )
         form.update({"comment": comment})
         super().__init__(
             subject=f"May a new version of {kwargs.get('model')} see traffic?",
