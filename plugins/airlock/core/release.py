@@ -28,8 +28,11 @@ class Phase(StrEnum):
     WARM = "warm"
     SHADOW = "shadow"
     CANARY = "canary"
+    PROVISIONAL = "provisional"
     PROMOTED = "promoted"
+    COMPLETED = "completed"
     REJECTED = "rejected"
+    ABORTED = "aborted"
     ROLLED_BACK = "rolled_back"
 
 
@@ -38,39 +41,60 @@ class Event(StrEnum):
 
     APPROVE = "approve"
     REJECT = "reject"
+    EXPIRE = "expire"
     WARM_UP = "warm_up"
     SHADOW = "shadow"
     STEP = "step"
+    PAUSE = "pause"
+    RESUME = "resume"
+    EXTEND = "extend"
+    PROMOTE_NOW = "promote_now"
+    PROMOTE_PROVISIONALLY = "promote_provisionally"
     PROMOTE = "promote"
+    CONFIRM = "confirm"
+    COMPLETE = "complete"
+    ABORT = "abort"
     ROLL_BACK = "roll_back"
 
 
-TERMINAL = frozenset({Phase.REJECTED, Phase.ROLLED_BACK})
+TERMINAL = frozenset({Phase.REJECTED, Phase.ABORTED, Phase.ROLLED_BACK, Phase.COMPLETED})
 LIVE = frozenset({Phase.WARM, Phase.SHADOW, Phase.CANARY})
+"""On its way, with a route of its own."""
+HELD = frozenset({Phase.PROVISIONAL, Phase.PROMOTED})
+"""Holds production, or held it until a later version came."""
+
+_BEFORE_TRAFFIC = (Phase.OPENED, Phase.APPROVED)
+_STEERING = (Event.PAUSE, Event.RESUME, Event.EXTEND, Event.PROMOTE_NOW)
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.OPENED, Event.APPROVE): Phase.APPROVED,
     (Phase.OPENED, Event.REJECT): Phase.REJECTED,
-    (Phase.OPENED, Event.ROLL_BACK): Phase.ROLLED_BACK,
+    (Phase.OPENED, Event.EXPIRE): Phase.REJECTED,
     (Phase.APPROVED, Event.WARM_UP): Phase.WARM,
-    (Phase.APPROVED, Event.ROLL_BACK): Phase.ROLLED_BACK,
     (Phase.WARM, Event.SHADOW): Phase.SHADOW,
     (Phase.WARM, Event.STEP): Phase.CANARY,
     (Phase.WARM, Event.PROMOTE): Phase.PROMOTED,
-    (Phase.WARM, Event.ROLL_BACK): Phase.ROLLED_BACK,
     (Phase.SHADOW, Event.STEP): Phase.CANARY,
-    (Phase.SHADOW, Event.ROLL_BACK): Phase.ROLLED_BACK,
+    (Phase.SHADOW, Event.COMPLETE): Phase.COMPLETED,
     (Phase.CANARY, Event.STEP): Phase.CANARY,
+    (Phase.CANARY, Event.APPROVE): Phase.CANARY,
+    (Phase.CANARY, Event.REJECT): Phase.REJECTED,
+    (Phase.CANARY, Event.EXPIRE): Phase.REJECTED,
+    (Phase.CANARY, Event.PROMOTE_PROVISIONALLY): Phase.PROVISIONAL,
     (Phase.CANARY, Event.PROMOTE): Phase.PROMOTED,
-    (Phase.CANARY, Event.ROLL_BACK): Phase.ROLLED_BACK,
-    (Phase.PROMOTED, Event.ROLL_BACK): Phase.ROLLED_BACK,
+    (Phase.PROVISIONAL, Event.CONFIRM): Phase.PROMOTED,
+    **{(phase, event): phase for phase in sorted(LIVE) for event in _STEERING},
+    **{(phase, Event.ABORT): Phase.ABORTED for phase in (*_BEFORE_TRAFFIC, *sorted(LIVE))},
+    **{(phase, Event.ROLL_BACK): Phase.ROLLED_BACK for phase in (*_BEFORE_TRAFFIC, *sorted(LIVE | HELD))},
 }
 
 
 class Release(BaseModel):
     """One candidate's way to production. ``champion`` is who answered when it was opened.
 
-    ``generation`` is the route's generation that put the current step into effect.
+    ``generation`` is the route's generation that put the current state into effect. ``author`` started the training
+    and ``run`` is the DAG run that carries the release. ``extended`` is added to the rollout's deadline;
+    ``promote_now`` lets it through its remaining steps without waiting for their evidence, never past a breach.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,6 +109,11 @@ class Release(BaseModel):
     generation: int = 0
     entered_at: datetime
     reason: str = ""
+    author: str | None = None
+    run: str | None = None
+    paused: bool = False
+    promote_now: bool = False
+    extended: timedelta = timedelta(0)
 
 
 def next_phase(phase: Phase, event: Event) -> Phase:

@@ -11,11 +11,12 @@ import hashlib
 import json
 import math
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from airlock.core.errors import RouteError
+from airlock.core.segment import Pin
 
 _SCALE = 100.0 / 2**53
 
@@ -29,24 +30,34 @@ class Bundle(BaseModel):
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
-class Limits(BaseModel):
-    """What the gateway ejects a candidate for by itself, without asking anybody.
+Signal = Literal["errors", "slow", "fallbacks", "difference", "absolute", "flips", "late"]
 
-    ``max_error_rate`` is a share of requests; ``max_latency_ms`` bounds the p99;
-    ``max_shift`` bounds the mean paired difference of the answers in the answer's units, and
-    ``max_disagreement`` the mean absolute one. Errors and latency are not judged under
-    ``min_requests``, differences not under ``min_pairs``.
+
+class Limit(BaseModel):
+    """One bound that a candidate must keep, with the share of the error budget that its test may spend.
+
+    It is what a spec's guard comes down to, and the one form in which the gateway, the control plane and a replay
+    judge it. ``bound`` is a share of requests for ``errors``, ``slow``, ``fallbacks`` and ``flips``, and a mean in
+    the observation's units otherwise; ``difference`` is bounded on both sides. ``alpha`` is the chance of ever
+    breaking it while the truth keeps it; ``steps`` is over how many steps the part of a step's fresh evidence is
+    split. ``reach`` is the width of the range of one observation; unset: unbounded, judged asymptotically.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    min_requests: Annotated[int, Field(ge=1)] = 50
-    min_pairs: Annotated[int, Field(ge=1)] = 50
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
-    max_error_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
-    max_latency_ms: Annotated[float, Field(gt=0)] | None = None
-    max_shift: Annotated[float, Field(gt=0)] | None = None
-    max_disagreement: Annotated[float, Field(gt=0)] | None = None
+    name: str
+    signal: Signal
+    bound: float
+    alpha: Annotated[float, Field(gt=0, lt=0.5)]
+    steps: Annotated[int, Field(ge=1)] = 1
+    minimum: Annotated[int, Field(ge=1)] = 50
+    over_ms: float | None = Field(None, description="of slow: what takes longer counts")
+    reach: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def late(self) -> bool:
+        """Whether its evidence comes after the answer, so that the gateway cannot judge it."""
+        return self.signal == "late"
 
 
 class Route(BaseModel):
@@ -57,12 +68,14 @@ class Route(BaseModel):
     model: str
     generation: Annotated[int, Field(ge=1)]
     release: str | None = None
+    step: str | None = None
     champion: str
     candidate: str | None = None
     weights: dict[str, float]
     shadow: tuple[str, ...] = ()
+    pins: tuple[Pin, ...] = ()
     versions: dict[str, Bundle]
-    limits: Limits = Limits()
+    limits: tuple[Limit, ...] = ()
     timeout_ms: Annotated[float, Field(gt=0)] = 250.0
     salt: str
     reason: str
@@ -77,9 +90,13 @@ class Route(BaseModel):
         total = sum(self.weights.values())
         if not math.isclose(total, 100.0, abs_tol=1e-6):
             raise ValueError(f"weights must add up to 100, they add up to {total:g}: {self.weights}")
-        named = {self.champion, *self.weights, *self.shadow} | ({self.candidate} if self.candidate else set())
+        named = {self.champion, *self.weights, *self.shadow, *(pin.version for pin in self.pins)} | (
+            {self.candidate} if self.candidate else set()
+        )
         if missing := sorted(named - set(self.versions)):
             raise ValueError(f"versions {missing} have traffic but no bundle; bundles: {sorted(self.versions)}")
+        if len(names := [pin.name for pin in self.pins]) != len(set(names)):
+            raise ValueError(f"every pin has a name of its own, got {names}")
         if self.champion == self.candidate:
             raise ValueError(f"version {self.champion} cannot be champion and candidate at once")
         if stray := sorted(set(self.weights) - {self.champion, self.candidate}):

@@ -7,6 +7,7 @@ as after a million. Latencies go into buckets that grow by 2^(1/4): a quantile i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 _FIRST_MS = 0.05
 _PER_OCTAVE = 4
 BUCKETS = 72  # the last one holds everything above 10.9 s
+_NO_LIMITS: Mapping[str, float] = {}
 
 
 def bucket(latency_ms: float) -> int:
@@ -28,11 +30,48 @@ def upper_ms(index: int) -> float:
     return math.inf if index == BUCKETS - 1 else _FIRST_MS * 2 ** (index / _PER_OCTAVE)
 
 
+class Sums(BaseModel):
+    """A stream of observations, kept as sums: a judgement costs the same after ten of them as after a million.
+
+    ``centred`` adds up each observation's squared distance from what the ones before it led to expect, the variance
+    process of the empirical Bernstein bound (core/sequential.py). Two streams that are added keep it valid.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    centred: float = 0.0
+
+    def add(self, value: float) -> None:
+        expected = self.total / (self.n + 1)
+        self.n += 1
+        self.total += value
+        self.squares += value * value
+        self.centred += (value - expected) ** 2
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            n=self.n + other.n,
+            total=self.total + other.total,
+            squares=self.squares + other.squares,
+            centred=self.centred + other.centred,
+        )
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.n if self.n else None
+
+
 class Tally(BaseModel):
     """Sums over one version's requests.
 
-    ``errors`` includes ``timeouts``. ``paired`` counts requests that both versions answered;
-    the sums are of (candidate - champion) in the answer's units.
+    ``errors`` includes ``timeouts``. ``fallbacks`` counts requests meant for this version that something else
+    answered. ``slow`` counts, by the name of a limit on latency, the requests that took longer than it allows.
+    ``difference``, ``absolute`` and ``flips`` have one observation for each request that both versions answered: the
+    mean over its rows of (candidate - champion) in the answer's units, of its absolute value, and the share of
+    rows that were decided differently.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -40,28 +79,32 @@ class Tally(BaseModel):
     requests: int = 0
     errors: int = 0
     timeouts: int = 0
+    fallbacks: int = 0
     latency: list[int] = Field(default_factory=lambda: [0] * BUCKETS)
-    paired: int = 0
-    difference: float = 0.0
-    difference_squared: float = 0.0
-    absolute: float = 0.0
+    slow: dict[str, int] = Field(default_factory=dict)
+    difference: Sums = Field(default_factory=Sums)
+    absolute: Sums = Field(default_factory=Sums)
+    flips: Sums = Field(default_factory=Sums)
 
-    def answered(self, latency_ms: float) -> None:
+    def answered(self, latency_ms: float, slow: Mapping[str, float] = _NO_LIMITS) -> None:
+        """Count a request. ``slow`` holds the route's limits on latency: milliseconds by name."""
         self.requests += 1
         self.latency[bucket(latency_ms)] += 1
+        for name, allowed in slow.items():
+            if latency_ms > allowed:
+                self.slow[name] = self.slow.get(name, 0) + 1
 
-    def failed(self, latency_ms: float, *, timeout: bool = False) -> None:
-        self.answered(latency_ms)
+    def failed(self, latency_ms: float, slow: Mapping[str, float] = _NO_LIMITS, *, timeout: bool = False) -> None:
+        self.answered(latency_ms, slow)
         self.errors += 1
         self.timeouts += timeout
 
-    def compared(self, candidate: float, champion: float) -> None:
-        """Add one paired answer. The sum of squares serves both differences: ``|d|^2 = d^2``."""
-        difference = candidate - champion
-        self.paired += 1
-        self.difference += difference
-        self.difference_squared += difference * difference
-        self.absolute += abs(difference)
+    def compared(self, differences: Sequence[float], flips: int) -> None:
+        """Add one request that both versions answered; ``differences`` has one entry a row."""
+        rows = len(differences)
+        self.difference.add(sum(differences) / rows)
+        self.absolute.add(sum(map(abs, differences)) / rows)
+        self.flips.add(flips / rows)
 
     def quantile_ms(self, q: float) -> float | None:
         """Upper edge of the bucket that holds the ``q`` quantile, in ms; ``None`` without requests."""
@@ -78,12 +121,34 @@ class Tally(BaseModel):
             requests=self.requests + other.requests,
             errors=self.errors + other.errors,
             timeouts=self.timeouts + other.timeouts,
+            fallbacks=self.fallbacks + other.fallbacks,
             latency=[a + b for a, b in zip(self.latency, other.latency, strict=True)],
-            paired=self.paired + other.paired,
+            slow={name: self.slow.get(name, 0) + other.slow.get(name, 0) for name in {*self.slow, *other.slow}},
             difference=self.difference + other.difference,
-            difference_squared=self.difference_squared + other.difference_squared,
             absolute=self.absolute + other.absolute,
+            flips=self.flips + other.flips,
         )
+
+
+class LateEvidence(BaseModel):
+    """What came in after the answers: labels and outcomes, as the control plane joined them to the log.
+
+    ``observations`` has one stream for each late limit, by its name. ``due`` counts the candidate's answers that are
+    older than the model's maturity, ``labelled`` those of them whose label has come.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    until: datetime
+    answers: int = 0
+    due: int = 0
+    labelled: int = 0
+    observations: dict[str, Sums] = {}
+
+    @property
+    def share(self) -> float | None:
+        """The share of the due answers whose label has come; ``None`` while none is due."""
+        return self.labelled / self.due if self.due else None
 
 
 class Ejection(BaseModel):
@@ -104,8 +169,9 @@ class Ejection(BaseModel):
 class GatewayStatus(BaseModel):
     """What a gateway says about one model: the route it observes, and what it counted.
 
-    ``step`` holds the tallies since the observed generation began, ``total`` those of the whole
-    release; both by version, and by role: ``served`` or ``shadow``.
+    ``step`` holds the tallies since the route's step began, ``total`` those of the whole release; both by version,
+    and by role: ``served`` or ``shadow``. ``observed_s`` is how many seconds of the step it has watched, by a clock
+    that only runs while it runs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -114,11 +180,13 @@ class GatewayStatus(BaseModel):
     generation: int
     checksum: str
     release: str | None
+    rollout_step: str | None = None
     champion: str
     candidate: str | None
     share: float
     loaded: tuple[str, ...]
     since: datetime
+    observed_s: float = 0.0
     ejection: Ejection | None = None
     step: dict[str, dict[str, Tally]] = {}
     total: dict[str, dict[str, Tally]] = {}
