@@ -90,9 +90,8 @@ class Route(BaseModel):
         total = sum(self.weights.values())
         if not math.isclose(total, 100.0, abs_tol=1e-6):
             raise ValueError(f"weights must add up to 100, they add up to {total:g}: {self.weights}")
-        named = {self.champion, *self.weights, *self.shadow, *(pin.version for pin in self.pins)} | (
-            {self.candidate} if self.candidate else set()
-        )
+        named = {self.champion, *self.weights, *self.shadow, *(pin.version for pin in self.pins)}
+        named |= {self.candidate} if self.candidate else set()
         if missing := sorted(named - set(self.versions)):
             raise ValueError(f"versions {missing} have traffic but no bundle; bundles: {sorted(self.versions)}")
         if len(names := [pin.name for pin in self.pins]) != len(set(names)):

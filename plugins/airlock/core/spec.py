@@ -637,6 +637,14 @@ _CLASSIFICATION_LOSSES = frozenset({"brier", "log_loss", "zero_one", "roc_auc", 
 _REGRESSION_LOSSES = frozenset({"absolute_error", "squared_error", "mae", "rmse"})
 
 
+class Card(Policy):
+    """What a model card says that no measurement can: what the model is for, what it is not for, and its limits."""
+
+    intended: tuple[str, ...] = ()
+    not_intended: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
 class ModelSpec(Policy):
     """One model's whole life. See README.md for a worked example."""
 
@@ -644,6 +652,7 @@ class ModelSpec(Policy):
     task: Task
     description: str = ""
     owner: str = ""
+    card: Card = Card()
     data: Data
     label: Label
     recipe: Recipe = Recipe()
