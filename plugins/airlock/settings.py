@@ -85,6 +85,11 @@ class Settings:
         return self.home / "labels"
 
     @property
+    def outcomes(self) -> Path:
+        """What came of answers, by model and name: steps/outcomes.py."""
+        return self.home / "outcomes"
+
+    @property
     def scores(self) -> Path:
         """Scored batches, by model and version."""
         return self.home / "scores"
@@ -101,6 +106,16 @@ class Settings:
     def ejections(self) -> Path:
         """What the gateway ejected by itself; it outlives the gateway."""
         return self.home / "ejections"
+
+    @property
+    def keys(self) -> Path:
+        """What release records are signed with."""
+        return self.home / "keys"
+
+    @property
+    def records(self) -> Path:
+        """Signed release records and model cards, by model and release."""
+        return self.home / "records"
 
     @property
     def stack(self) -> Path:
