@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,29 @@ class Registry:
             if str(each.version) == str(version):
                 return str(each.run_id)
         raise NotFound(f"{model} has no version {version} in MLflow at {self.url}")
+
+    def tags(self, model: str, version: str) -> dict[str, str]:
+        """The tags of a version.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        for each in self._search(f"name = '{model}'"):
+            if str(each.version) == str(version):
+                return dict(each.tags)
+        raise NotFound(f"{model} has no version {version} in MLflow at {self.url}")
+
+    def describe(self, model: str, version: str, description: str, tags: Mapping[str, str]) -> None:
+        """Show a description (Markdown) and tags with a version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_model_version(model, version, description)
+            for key, value in tags.items():
+                self._client.set_model_version_tag(model, version, key, value)
+        except MlflowException as error:
+            message = f"MLflow at {self.url} does not describe {model} version {version}: {error.message}"
+            raise Unavailable(message) from error
 
     def artifact(self, run_id: str, path: str, folder: Path) -> Path:
         """Download one artifact of a run into ``folder``.

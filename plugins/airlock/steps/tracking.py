@@ -139,6 +139,20 @@ def log_values(
     )
 
 
+def keep(url: str, run_id: str, folder: Path, artifact_path: str) -> None:
+    """Log a folder's files as artifacts of a run.
+
+    Raises:
+        Unavailable: the tracking server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client(url).log_artifacts(run_id, str(folder), artifact_path)
+    except (MlflowException, OSError) as error:
+        raise Unavailable(f"MLflow at {url} does not keep {artifact_path} of run {run_id}: {error}") from error
+
+
 def scratch(settings: Settings, model: str, run_key: str) -> Path:
     """A training run's own folder. Keys that are no file names get one that cannot collide."""
     safe = re.sub(r"[^A-Za-z0-9_.+:=-]", "_", run_key).strip(".") or "_"
