@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from airlock import settings
 from airlock.cli.models import Model
 from airlock.cli.output import AsJson, fail, out, print_json, reported
+
+if TYPE_CHECKING:
+    from airlock.core.spec import ModelSpec
 
 app = typer.Typer(no_args_is_help=True, help="Release records: signed, and model cards made from them.")
 
@@ -72,12 +75,11 @@ def verify(
         if as_json:
             print_json({"release": found.release, "model": found.model, "version": found.version, "valid": True})
         else:
-            out.print(
-                f"{file}: release {found.release} of {found.model} version {found.version}, {found.outcome}; valid"
-            )
+            what = f"release {found.release} of {found.model} version {found.version}, {found.outcome}"
+            out.print(f"{file}: {what}; valid", markup=False)
 
 
-def _spec(here: settings.Settings, model: str):  # type: ignore[no-untyped-def]
+def _spec(here: settings.Settings, model: str) -> ModelSpec:
     from airlock import specs
 
     return specs.find(here, model)

@@ -70,9 +70,7 @@ def markdown(spec: ModelSpec, record: ReleaseRecord) -> str:
             "",
             "## Metrics and gates",
             "",
-            f"Held out and never trained on: {record.data['evaluation']['rows']:,} rows from "
-            f"{record.data['evaluation']['from']} on. An interval's bounds hold each at the confidence that its gate "
-            "states.",
+            _held_out(record),
             "",
             *_verdicts(record.gates),
             "",
@@ -98,8 +96,16 @@ def summary(spec: ModelSpec, record: ReleaseRecord) -> str:
     owner = f" Owner: {spec.owner}." if spec.owner else ""
     trained = f" Trained by {record.author}." if record.author else ""
     return (
-        f"Version {record.version}{name} of {record.model}: **{record.outcome}** at {record.ended_at:%Y-%m-%d %H:%M} UTC, "
-        f"{record.reason}.{owner}{trained} Release {record.release}."
+        f"Version {record.version}{name} of {record.model}: **{record.outcome}** at "
+        f"{record.ended_at:%Y-%m-%d %H:%M} UTC, {record.reason}.{owner}{trained} Release {record.release}."
+    )
+
+
+def _held_out(record: ReleaseRecord) -> str:
+    held_out = record.data["evaluation"]
+    return (
+        f"Held out and never trained on: {held_out['rows']:,} rows from {held_out['from']} on. Each bound of an interval "
+        "holds at the confidence of its gate, 95 % unless the gate says otherwise."
     )
 
 
@@ -145,9 +151,8 @@ def _group(group: dict[str, Any]) -> str:
 
 
 def _lineage(record: ReleaseRecord) -> list[tuple[str, ...]]:
-    approved = ", ".join(
-        f"{answer.actor} ({'yes' if answer.yes else 'no'}: {answer.reason})" for answer in record.answers
-    )
+    said = (f"{answer.actor} ({'yes' if answer.yes else 'no'}: {answer.reason})" for answer in record.answers)
+    approved = ", ".join(said)
     return [
         ("bundle", f"`{record.bundle}`"),
         ("MLflow run", f"`{record.training['run_id']}`"),
@@ -161,15 +166,8 @@ def _lineage(record: ReleaseRecord) -> list[tuple[str, ...]]:
 
 def _verdicts(verdicts: Iterable[Verdict]) -> list[str]:
     rows = [
-        (
-            verdict.name,
-            str(verdict.status),
-            _span(verdict),
-            _number(verdict.threshold),
-            str(verdict.n or ""),
-            verdict.reason,
-        )
-        for verdict in verdicts
+        (each.name, str(each.status), _span(each), _number(each.threshold), str(each.n or ""), each.reason)
+        for each in verdicts
     ]
     if not rows:
         return ["No gate was judged."]

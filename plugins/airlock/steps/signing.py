@@ -61,9 +61,7 @@ def verify(content: bytes, signature: str, public_key: Path) -> str:
     try:
         key.verify(decoded, content)
     except InvalidSignature:
-        raise ArtifactCorrupt(
-            f"the signature by key {named} does not fit the content: one of them was changed"
-        ) from None
+        raise ArtifactCorrupt(f"signature and content do not fit: one was changed after key {named} signed") from None
     return str(named)
 
 
