@@ -69,6 +69,8 @@ class VersionRef(BaseModel):
     run_id: str
     bundle: Ref
     judged_against: str | None = Field(None, description="the champion, or baseline, that its gates compared it with")
+    author: str | None = Field(None, description="who started its training: an Airflow user's name, or a DAG")
+    semantic: str | None = Field(None, description="semantic version: what changed since the version before")
 
 
 class BentoRef(Ref):
