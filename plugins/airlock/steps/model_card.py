@@ -104,8 +104,8 @@ def summary(spec: ModelSpec, record: ReleaseRecord) -> str:
 def _held_out(record: ReleaseRecord) -> str:
     held_out = record.data["evaluation"]
     return (
-        f"Held out and never trained on: {held_out['rows']:,} rows from {held_out['from']} on. Each bound of an interval "
-        "holds at the confidence of its gate, 95 % unless the gate says otherwise."
+        f"Held out and never trained on: {held_out['rows']:,} rows from {held_out['from']} on. Each bound of an "
+        "interval holds at the confidence of its gate, 95 % unless the gate says otherwise."
     )
 
 
