@@ -1,7 +1,6 @@
-"""The release machine: which phase may follow which, and what the evidence of a step says.
+"""The release machine: its phases, what may follow what, and the steps of a rollout.
 
-``TRANSITIONS`` is the whole machine. ``judge_step`` is pure: the same step, evidence and time
-always give the same decision, whoever asks and however often.
+``TRANSITIONS`` is the whole machine. What the evidence of a step says is judged in ``core/decide.py``.
 """
 
 from __future__ import annotations
@@ -12,12 +11,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from airlock.core.errors import Conflict, NotFound
-from airlock.core.guards import judge_guards
+from airlock.core.errors import Conflict, NotFound, SpecError
 from airlock.core.route import Bundle
-from airlock.core.spec import ModelSpec
-from airlock.core.tally import GatewayStatus, Tally
-from airlock.core.verdict import Status, Verdict, fold
+from airlock.core.spec import ModelSpec, Step
 
 
 class Phase(StrEnum):
@@ -49,6 +45,8 @@ class Event(StrEnum):
     RESUME = "resume"
     EXTEND = "extend"
     PROMOTE_NOW = "promote_now"
+    PIN = "pin"
+    UNPIN = "unpin"
     PROMOTE_PROVISIONALLY = "promote_provisionally"
     PROMOTE = "promote"
     CONFIRM = "confirm"
@@ -63,16 +61,22 @@ LIVE = frozenset({Phase.WARM, Phase.SHADOW, Phase.CANARY})
 HELD = frozenset({Phase.PROVISIONAL, Phase.PROMOTED})
 """Holds production, or held it until a later version came."""
 
-_BEFORE_TRAFFIC = (Phase.OPENED, Phase.APPROVED)
-_STEERING = (Event.PAUSE, Event.RESUME, Event.EXTEND, Event.PROMOTE_NOW)
+WAITING = frozenset({Phase.OPENED, Phase.APPROVED})
+"""Open, without any traffic yet."""
+
+STEERING = frozenset({Event.PAUSE, Event.RESUME, Event.EXTEND, Event.PROMOTE_NOW, Event.PIN, Event.UNPIN})
+"""What people do to a release on its way: it stays in its step, and the step's evidence goes on."""
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.OPENED, Event.APPROVE): Phase.APPROVED,
     (Phase.OPENED, Event.REJECT): Phase.REJECTED,
     (Phase.OPENED, Event.EXPIRE): Phase.REJECTED,
+    (Phase.APPROVED, Event.REJECT): Phase.REJECTED,
+    (Phase.APPROVED, Event.EXPIRE): Phase.REJECTED,
     (Phase.APPROVED, Event.WARM_UP): Phase.WARM,
     (Phase.WARM, Event.SHADOW): Phase.SHADOW,
     (Phase.WARM, Event.STEP): Phase.CANARY,
+    (Phase.WARM, Event.PROMOTE_PROVISIONALLY): Phase.PROVISIONAL,
     (Phase.WARM, Event.PROMOTE): Phase.PROMOTED,
     (Phase.SHADOW, Event.STEP): Phase.CANARY,
     (Phase.SHADOW, Event.COMPLETE): Phase.COMPLETED,
@@ -83,9 +87,9 @@ TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
     (Phase.CANARY, Event.PROMOTE_PROVISIONALLY): Phase.PROVISIONAL,
     (Phase.CANARY, Event.PROMOTE): Phase.PROMOTED,
     (Phase.PROVISIONAL, Event.CONFIRM): Phase.PROMOTED,
-    **{(phase, event): phase for phase in sorted(LIVE) for event in _STEERING},
-    **{(phase, Event.ABORT): Phase.ABORTED for phase in (*_BEFORE_TRAFFIC, *sorted(LIVE))},
-    **{(phase, Event.ROLL_BACK): Phase.ROLLED_BACK for phase in (*_BEFORE_TRAFFIC, *sorted(LIVE | HELD))},
+    **{(phase, event): phase for phase in sorted(LIVE) for event in sorted(STEERING)},
+    **{(phase, Event.ABORT): Phase.ABORTED for phase in sorted(WAITING | LIVE)},
+    **{(phase, Event.ROLL_BACK): Phase.ROLLED_BACK for phase in sorted(WAITING | LIVE | HELD)},
 }
 
 
@@ -132,40 +136,67 @@ def next_phase(phase: Phase, event: Event) -> Phase:
 
 
 class PlannedStep(BaseModel):
-    """One step of a rollout: what it does to traffic, and the evidence it waits for."""
+    """One step of a rollout: what it does to traffic, and the evidence it waits for.
+
+    ``deadline`` is how long its evidence is waited for; a step ``until_concluded`` takes no evidence for enough by
+    itself and goes on only when somebody concludes it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     role: Literal["warm_up", "shadow", "served"]
-    weight: float
-    bake: timedelta
-    min_requests: int
-
-
-WARM_UP = PlannedStep(name="warm_up", role="warm_up", weight=0, bake=timedelta(0), min_requests=0)
+    weight: float = 0.0
+    bake: timedelta = timedelta(0)
+    min_requests: int = 0
+    deadline: timedelta
+    until_concluded: bool = False
 
 
 def plan(spec: ModelSpec) -> tuple[PlannedStep, ...]:
     """The steps between approval and promotion, in order."""
     rollout = spec.rollout
-    steps = [WARM_UP]
-    if rollout.shadow is not None:
-        shadow = rollout.shadow
+    deadline = rollout.deadline
+    steps = [PlannedStep(name="warm_up", role="warm_up", deadline=deadline)]
+    if (shadow := rollout.shadow) is not None:
         steps.append(
-            PlannedStep(name="shadow", role="shadow", weight=0, bake=shadow.bake, min_requests=shadow.min_requests)
+            PlannedStep(
+                name="shadow",
+                role="shadow",
+                bake=shadow.bake,
+                min_requests=shadow.min_requests,
+                deadline=deadline,
+            )
         )
-    steps.extend(
-        PlannedStep(
-            name=f"canary_{step.weight:g}".replace(".", "_"),
-            role="served",
-            weight=step.weight,
-            bake=step.bake,
-            min_requests=step.min_requests,
-        )
-        for step in rollout.steps
-    )
+    match rollout.plan:
+        case "canary":
+            steps += [_served(f"canary_{step.weight:g}".replace(".", "_"), step, deadline) for step in rollout.steps]
+        case "blue_green":
+            steps.append(_served("green", rollout.steps[-1], deadline))
+        case "experiment":
+            if (experiment := spec.experiment) is None:
+                raise SpecError(f"{spec.model} is rolled out by experiment, but has no experiment")
+            steps.append(
+                PlannedStep(
+                    name="experiment",
+                    role="served",
+                    weight=experiment.weight,
+                    deadline=experiment.duration,
+                    until_concluded=True,
+                )
+            )
     return tuple(steps)
+
+
+def _served(name: str, step: Step, deadline: timedelta) -> PlannedStep:
+    return PlannedStep(
+        name=name,
+        role="served",
+        weight=step.weight,
+        bake=step.bake,
+        min_requests=step.min_requests,
+        deadline=deadline,
+    )
 
 
 def planned(spec: ModelSpec, name: str) -> PlannedStep:
@@ -178,74 +209,3 @@ def planned(spec: ModelSpec, name: str) -> PlannedStep:
     if name not in steps:
         raise NotFound(f"{spec.model} has no rollout step {name!r}; its steps: {', '.join(steps)}")
     return steps[name]
-
-
-class Decision(BaseModel):
-    """What to do about a step, and why."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    action: Literal["wait", "advance", "roll_back"]
-    reason: str
-    verdicts: tuple[Verdict, ...] = ()
-
-
-def judge_step(spec: ModelSpec, release: Release, status: GatewayStatus | None, now: datetime) -> Decision:
-    """Judge the step a release stands in by what the gateway has seen.
-
-    ``status`` is ``None`` when the gateway did not answer. Only a gateway that observes this
-    release's generation gives evidence; whatever is missing is waited for until the rollout's
-    deadline and then rolled back.
-    """
-    step = planned(spec, release.step or "")
-    decision = _by_evidence(spec, step, release, status, now - release.entered_at)
-    deadline = spec.rollout.deadline
-    if decision.action == "wait" and now - release.entered_at >= deadline:
-        reason = f"no decision within {deadline.total_seconds():g} s in {step.name}: {decision.reason}"
-        return Decision(action="roll_back", reason=reason, verdicts=decision.verdicts)
-    return decision
-
-
-def _by_evidence(
-    spec: ModelSpec, step: PlannedStep, release: Release, status: GatewayStatus | None, waited: timedelta
-) -> Decision:
-    if status is None:
-        return Decision(action="wait", reason="the gateway does not answer")
-    ejection = status.ejection
-    if ejection is not None and (ejection.release, ejection.version) == (release.id, release.version):
-        reason = f"the gateway ejected version {release.version}: {ejection.reason}"
-        verdict = Verdict(name="gateway", status=Status.FAIL, reason=ejection.reason, n=ejection.requests)
-        return Decision(action="roll_back", reason=reason, verdicts=(verdict,))
-    if status.release != release.id or status.generation != release.generation:
-        seen = status.error or f"the gateway observes generation {status.generation} of release {status.release}"
-        return Decision(action="wait", reason=f"{seen}; waiting for generation {release.generation} of {release.id}")
-    if release.version not in status.loaded:
-        return Decision(action="wait", reason=f"version {release.version} is not loaded yet")
-    if step.role == "warm_up":
-        return Decision(action="advance", reason=f"version {release.version} is loaded and warm")
-    return _by_traffic(spec, step, release, status, waited)
-
-
-def _by_traffic(
-    spec: ModelSpec, step: PlannedStep, release: Release, status: GatewayStatus, waited: timedelta
-) -> Decision:
-    of_step = status.step.get(release.version, {}).get(step.role, Tally())
-    # Guards judge all that the version was asked in this release, as the gateway does: what it was asked in
-    # shadow is evidence about the same model. How many answers a step itself needs is counted by role.
-    of_release = sum(status.total.get(release.version, {}).values(), Tally())
-    champion = status.total.get(status.champion, {}).get("served")
-    verdicts = judge_guards(spec.guards, of_release, champion)
-    status_of_all = fold(verdicts)
-    if status_of_all is Status.FAIL:
-        failed = "; ".join(verdict.reason for verdict in verdicts if verdict.status is Status.FAIL)
-        return Decision(action="roll_back", reason=failed, verdicts=verdicts)
-    if waited < step.bake:
-        reason = f"baking, {waited.total_seconds():.0f} of {step.bake.total_seconds():g} s"
-    elif of_step.requests < step.min_requests:
-        reason = f"{of_step.requests} of at least {step.min_requests} requests in {step.name}"
-    elif status_of_all is not Status.PASS:
-        reason = "; ".join(verdict.reason for verdict in verdicts if not verdict.passed) or "no guard gave a verdict"
-    else:
-        reason = f"{step.name} held: {of_step.requests} requests, {len(verdicts)} guards passed"
-        return Decision(action="advance", reason=reason, verdicts=verdicts)
-    return Decision(action="wait", reason=reason, verdicts=verdicts)
