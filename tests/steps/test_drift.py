@@ -14,7 +14,7 @@ import pytest
 from airlock.core.errors import DataInvalid, NotFound
 from airlock.core.route import Bundle
 from airlock.core.verdict import Status, Verdict
-from airlock.ledger.ledger import VersionRecord
+from airlock.ledger import VersionRecord
 from airlock.settings import Settings
 from airlock.steps import drift, evaluation, export, labels, tracking, training
 from airlock.steps.registry import Registry

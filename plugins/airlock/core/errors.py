@@ -7,6 +7,8 @@ AirlockError
 ├── GateRefused          a candidate that did not pass its gates
 ├── ArtifactCorrupt      bytes that are not what their digest says
 ├── Conflict             somebody else wrote first (compare-and-set lost)
+│   └── Fenced           a write under a lease that ran out or was taken over
+├── NotAllowed           somebody who may not decide this
 ├── NotFound             a version, release or model that does not exist
 └── Unavailable          a part of the stack does not answer
 """
@@ -40,6 +42,14 @@ class ArtifactCorrupt(AirlockError):
 
 class Conflict(AirlockError):
     """Somebody else wrote first."""
+
+
+class Fenced(Conflict):
+    """A write under a lease that ran out or was taken over; nothing was written."""
+
+
+class NotAllowed(AirlockError):
+    """Who asked may not decide this."""
 
 
 class NotFound(AirlockError):

@@ -1,116 +1,89 @@
-"""Reading and writing the ledger.
+"""Writing the ledger.
 
-Every change of a release is one transaction: its new phase, its journal entry and, where traffic
-changes, the new route. Two controllers that do the same thing at once meet at the release's
-revision and the route's generation; one commits, the other gets a ``Conflict``.
+Every change of a release is one transaction: its new phase, its journal entry, where traffic changes the new route,
+and the effects that have to follow outside. Two controllers that do the same thing at once meet at the release as
+they read it and at the route's generation; one commits, the other gets a ``Conflict``. A controller that was
+overtaken in its sleep meets its lease and gets a ``Fenced``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import cast
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict
-from sqlalchemy import Engine, create_engine, event, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import select
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.exc import StaleDataError
 
-from airlock.core.errors import Conflict, NotFound
-from airlock.core.release import Event, Phase, Release, next_phase
-from airlock.core.route import Bundle, Route, parse_route
+from airlock.core.errors import Conflict
+from airlock.core.release import Event, Release, next_phase
+from airlock.core.route import Route
 from airlock.core.verdict import Verdict
-from airlock.ledger.tables import Base, JournalRow, ReleaseRow, RouteRow, VerdictRow
+from airlock.ledger.effects import Effects, ask
+from airlock.ledger.journal import entry
+from airlock.ledger.leases import Leases
+from airlock.ledger.reading import Reading
+from airlock.ledger.records import EffectKind, Lease
+from airlock.ledger.shared import Shared
+from airlock.ledger.store import found, release_of
+from airlock.ledger.tables import JournalRow, ReleaseRow, RouteRow, VerdictRow
+from airlock.ledger.votes import Votes
 
-_LOCK_WAIT_S = 30
+GATES = "gates"
+"""The step under which the verdicts are kept that a release was opened with."""
 
-
-class VersionRecord(BaseModel):
-    """A version that has held production."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    version: str
-    bundle: Bundle
-    release: str
-    since: datetime
-
-
-class TimelineEntry(BaseModel):
-    """One line of a model's history."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    at: datetime
-    release: str | None
-    version: str | None
-    actor: str
-    event: str
-    phase: str | None
-    step: str | None
-    generation: int | None
-    reason: str
+_STEERING = frozenset({Event.PAUSE, Event.RESUME, Event.EXTEND, Event.PROMOTE_NOW, Event.APPROVE})
+"""Where they do not change the phase, the release stays in its step and has been there since it entered it."""
+_CHANGES = frozenset({"paused", "promote_now", "extended"})
 
 
-@lru_cache(maxsize=8)
-def _engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        engine = create_engine(url, pool_pre_ping=True)
-    else:
-        engine = create_engine(url, connect_args={"timeout": _LOCK_WAIT_S})
+class Ledger(Reading, Leases, Effects, Votes, Shared):
+    """The ledger at an SQLAlchemy ``url``, SQLite or PostgreSQL. Its tables are brought up to date when it is opened.
 
-        @event.listens_for(engine, "connect")
-        def _durable(connection, _record) -> None:  # type: ignore[no-untyped-def]
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA foreign_keys=ON")
+    A write under a ``lease`` that is not the newest, was given back or has run out raises ``Fenced`` and writes
+    nothing.
+    """
 
-    Base.metadata.create_all(engine)
-    return engine
-
-
-class Ledger:
-    """The ledger at an SQLAlchemy ``url``. Its tables are made when they are missing."""
-
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
-
-    @contextmanager
-    def _transaction(self, what: str) -> Iterator[Session]:
-        try:
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except (IntegrityError, StaleDataError) as error:
-            raise Conflict(f"{what}: somebody else wrote first; read the ledger again and retry") from error
-
-    def open(self, release: Release, *, key: str, actor: str) -> Release:
-        """Record a new release, or return the one that was opened with the same ``key``."""
-        with self._transaction(f"opening a release of {release.model} {release.version}") as session:
+    def open(
+        self,
+        release: Release,
+        *,
+        key: str,
+        actor: str,
+        verdicts: Sequence[Verdict] = (),
+        lease: Lease | None = None,
+    ) -> Release:
+        """Record a new release with what its gates found, or return the one that was opened with the same ``key``."""
+        what, now = f"opening a release of {release.model} {release.version}", release.entered_at
+        with self._writing(release.model, what, lease=lease, now=now) as session:
             known = session.scalar(select(ReleaseRow).where(ReleaseRow.key == key))
             if known is not None:
-                return _release(known)
-            row = ReleaseRow(
-                id=release.id,
-                key=key,
-                model=release.model,
-                version=release.version,
-                champion=release.champion,
-                bundle=release.bundle.model_dump_json(),
-                phase=release.phase,
-                step=release.step,
-                generation=release.generation,
-                entered_at=release.entered_at,
-                opened_at=release.entered_at,
-                reason=release.reason,
+                return release_of(known)
+            session.add(
+                ReleaseRow(
+                    id=release.id,
+                    key=key,
+                    model=release.model,
+                    version=release.version,
+                    champion=release.champion,
+                    bundle=release.bundle.model_dump_json(),
+                    phase=release.phase,
+                    step=release.step,
+                    generation=release.generation,
+                    entered_at=now,
+                    opened_at=now,
+                    reason=release.reason,
+                    author=release.author,
+                    run=release.run,
+                    paused=release.paused,
+                    promote_now=release.promote_now,
+                    extended_s=release.extended.total_seconds(),
+                )
             )
-            session.add(row)
             session.flush()
-            session.add(_entry(release, "open", actor, release.reason, release.entered_at))
+            session.add(entry(release, "open", actor, release.reason, now))
+            session.add_all(_verdict_rows(release, verdicts, GATES, now))
             return release
 
     def transition(
@@ -123,186 +96,144 @@ class Ledger:
         now: datetime,
         step: str | None = None,
         route: Route | None = None,
+        evidence: str | None = None,
+        effects: Sequence[EffectKind] = (),
+        changes: Mapping[str, object] | None = None,
+        lease: Lease | None = None,
     ) -> Release:
-        """Move a release on, with the route that goes with it, or not at all.
+        """Move a release on, with the route that goes with it and the effects that follow, or not at all.
 
-        ``release`` is what the caller read: when the ledger has moved on since, nothing is written.
+        ``release`` is what the caller read: when the ledger has moved on since, nothing is written. Steering that
+        changes no phase (pause, resume, extend, promote now, approve on the way) keeps the step and the time it was
+        entered. ``evidence`` is the digest of what was decided on; ``changes`` sets ``paused``, ``promote_now`` or
+        ``extended``.
 
         Raises:
             Conflict: the release or the route changed meanwhile, or the machine forbids the event.
         """
-        with self._transaction(f"{event} of release {release.id}") as session:
-            row = session.get(ReleaseRow, release.id)
-            if row is None:
-                raise NotFound(f"the ledger has no release {release.id}")
-            if _release(row) != release:
+        wanted = dict(changes or {})
+        if unknown := sorted(set(wanted) - _CHANGES):
+            raise ValueError(f"a transition cannot change {unknown}; it can change {sorted(_CHANGES)}")
+        what = f"{event} of release {release.id}"
+        with self._writing(release.model, what, lease=lease, now=now) as session:
+            row = found(session, release.id)
+            if release_of(row) != release:
                 raise Conflict(
                     f"release {release.id} is {row.phase} {row.step or ''} by now, it was {release.phase} "
                     f"{release.step or ''} when {event} was decided; decide again"
                 )
-            row.phase = next_phase(release.phase, event)
-            row.step = step
+            phase = next_phase(release.phase, event)
+            if not (event in _STEERING and phase is release.phase):
+                row.phase, row.step, row.entered_at = phase, step, now
             row.reason = reason
-            row.entered_at = now
+            row.paused = bool(wanted.get("paused", row.paused))
+            row.promote_now = bool(wanted.get("promote_now", row.promote_now))
+            row.extended_s = cast("timedelta", wanted.get("extended", release.extended)).total_seconds()
             if route is not None:
                 row.generation = route.generation
                 session.add(_route_row(route, now))
-            moved = _release(row)
-            session.add(_entry(moved, event, actor, reason, now))
+            moved = release_of(row)
+            session.add(entry(moved, event, actor, reason, now, evidence=evidence))
+            _follow(session, moved, effects, now)
             return moved
 
-    def note(self, release: Release, event: str, *, actor: str, reason: str, now: datetime) -> None:
-        """Journal something that changes no phase, such as a projection that has to be repaired."""
-        with self._transaction(f"note on release {release.id}") as session:
-            session.add(_entry(release, event, actor, reason, now))
+    def route_only(
+        self, route: Route, *, actor: str, reason: str, now: datetime, event: str, lease: Lease | None = None
+    ) -> None:
+        """Write a route that belongs to no transition, such as one with another pin, and ask for its projection.
 
-    def record(self, release: Release, verdicts: Sequence[Verdict], *, step: str, now: datetime) -> None:
-        """Keep the verdicts of a step."""
-        with self._transaction(f"verdicts of release {release.id}") as session:
-            session.add_all(
-                VerdictRow(
-                    release=release.id,
-                    step=step,
-                    generation=release.generation,
-                    name=verdict.name,
-                    status=verdict.status,
-                    document=verdict.model_dump_json(),
-                    at=now,
+        A release that the route names stays where it is; the route is from now on the one that puts it into effect.
+
+        Raises:
+            Conflict: the model has a route of that generation.
+        """
+        with self._writing(route.model, f"{event} of {route.model}", lease=lease, now=now) as session:
+            session.add(_route_row(route, now))
+            if route.release is None:
+                session.add(
+                    JournalRow(
+                        model=route.model,
+                        version=route.champion,
+                        event=event,
+                        generation=route.generation,
+                        actor=actor,
+                        reason=reason,
+                        at=now,
+                    )
                 )
-                for verdict in verdicts
+            else:
+                row = found(session, route.release)
+                row.generation = route.generation
+                session.add(entry(release_of(row), event, actor, reason, now))
+            ask(
+                session,
+                ("route",),
+                model=route.model,
+                release=route.release,
+                step=route.step,
+                generation=route.generation,
+                now=now,
             )
 
-    def release(self, release_id: str) -> Release:
-        """One release.
+    def note(
+        self,
+        release: Release,
+        event: str,
+        *,
+        actor: str,
+        reason: str,
+        now: datetime,
+        evidence: str | None = None,
+        lease: Lease | None = None,
+    ) -> None:
+        """Journal something that changes no phase, such as a projection that has to be repaired."""
+        with self._writing(release.model, f"note on release {release.id}", lease=lease, now=now) as session:
+            session.add(entry(release, event, actor, reason, now, evidence=evidence))
 
-        Raises:
-            NotFound: there is none of that id.
-        """
-        with Session(self._engine) as session:
-            row = session.get(ReleaseRow, release_id)
-            if row is None:
-                raise NotFound(f"the ledger has no release {release_id}")
-            return _release(row)
-
-    def releases(self, model: str, *, phases: Collection[Phase] | None = None) -> list[Release]:
-        """A model's releases, the newest first; only those in ``phases``, if given."""
-        query = select(ReleaseRow).where(ReleaseRow.model == model).order_by(ReleaseRow.opened_at.desc())
-        if phases is not None:
-            query = query.where(ReleaseRow.phase.in_(phases))
-        with Session(self._engine) as session:
-            return [_release(row) for row in session.scalars(query)]
-
-    def route(self, model: str) -> Route | None:
-        """The newest route of a model."""
-        query = select(RouteRow).where(RouteRow.model == model).order_by(RouteRow.generation.desc()).limit(1)
-        with Session(self._engine) as session:
-            row = session.scalar(query)
-            return None if row is None else parse_route(row.document)
-
-    def routes(self, model: str) -> list[Route]:
-        """Every route a model has had, the oldest first."""
-        query = select(RouteRow).where(RouteRow.model == model).order_by(RouteRow.generation)
-        with Session(self._engine) as session:
-            return [parse_route(row.document) for row in session.scalars(query)]
-
-    def champion(self, model: str) -> VersionRecord | None:
-        """The version that holds production; ``None`` before the first was promoted.
-
-        Raises:
-            Conflict: the newest route names a version that no promoted release stands for. To take that for
-                "no champion" would let the next candidate through without a comparison.
-        """
-        route = self.route(model)
-        if route is None:
-            return None
-        for good in self.good_versions(model):
-            if good.version == route.champion:
-                return good
-        raise Conflict(
-            f"{model}: route generation {route.generation} names version {route.champion} as the champion, but the "
-            f"ledger has no promoted release of it; see airlock history {model}"
-        )
-
-    def good_versions(self, model: str) -> list[VersionRecord]:
-        """Versions that were promoted and not taken back, the newest first."""
-        query = (
-            select(ReleaseRow)
-            .where(ReleaseRow.model == model, ReleaseRow.phase == Phase.PROMOTED)
-            .order_by(ReleaseRow.entered_at.desc())
-        )
-        with Session(self._engine) as session:
-            return [
-                VersionRecord(
-                    model=row.model,
-                    version=row.version,
-                    bundle=Bundle.model_validate_json(row.bundle),
-                    release=row.id,
-                    since=row.entered_at,
-                )
-                for row in session.scalars(query)
-            ]
-
-    def verdicts(self, release_id: str, *, generation: int | None = None) -> list[tuple[str, Verdict]]:
-        """A release's verdicts with their steps, in the order they were made; ``generation``: of that route only."""
-        query = select(VerdictRow).where(VerdictRow.release == release_id).order_by(VerdictRow.id)
-        if generation is not None:
-            query = query.where(VerdictRow.generation == generation)
-        with Session(self._engine) as session:
-            return [(row.step, Verdict.model_validate_json(row.document)) for row in session.scalars(query)]
-
-    def timeline(self, model: str) -> list[TimelineEntry]:
-        """A model's whole history, the oldest first."""
-        query = select(JournalRow).where(JournalRow.model == model).order_by(JournalRow.id)
-        with Session(self._engine) as session:
-            return [
-                TimelineEntry(
-                    at=row.at,
-                    release=row.release,
-                    version=row.version,
-                    actor=row.actor,
-                    event=row.event,
-                    phase=row.phase,
-                    step=row.step,
-                    generation=row.generation,
-                    reason=row.reason,
-                )
-                for row in session.scalars(query)
-            ]
+    def record(
+        self,
+        release: Release,
+        verdicts: Sequence[Verdict],
+        *,
+        step: str,
+        now: datetime,
+        lease: Lease | None = None,
+    ) -> None:
+        """Keep the verdicts of a step."""
+        with self._writing(release.model, f"verdicts of release {release.id}", lease=lease, now=now) as session:
+            session.add_all(_verdict_rows(release, verdicts, step, now))
 
 
 def new_release_id() -> str:
     return uuid4().hex[:12]
 
 
-def _release(row: ReleaseRow) -> Release:
-    return Release(
-        id=row.id,
-        model=row.model,
-        version=row.version,
-        champion=row.champion,
-        bundle=Bundle.model_validate_json(row.bundle),
-        phase=Phase(row.phase),
-        step=row.step,
-        generation=row.generation,
-        entered_at=row.entered_at,
-        reason=row.reason,
+def _follow(session: Session, release: Release, effects: Sequence[EffectKind], now: datetime) -> None:
+    ask(
+        session,
+        effects,
+        model=release.model,
+        release=release.id,
+        step=release.step,
+        generation=release.generation,
+        now=now,
     )
+
+
+def _verdict_rows(release: Release, verdicts: Sequence[Verdict], step: str, now: datetime) -> list[VerdictRow]:
+    return [
+        VerdictRow(
+            release=release.id,
+            step=step,
+            generation=release.generation,
+            name=verdict.name,
+            status=verdict.status,
+            document=verdict.model_dump_json(),
+            at=now,
+        )
+        for verdict in verdicts
+    ]
 
 
 def _route_row(route: Route, now: datetime) -> RouteRow:
     return RouteRow(model=route.model, generation=route.generation, document=route.to_json(), at=now)
-
-
-def _entry(release: Release, event: str, actor: str, reason: str, at: datetime) -> JournalRow:
-    return JournalRow(
-        model=release.model,
-        release=release.id,
-        version=release.version,
-        event=event,
-        phase=release.phase,
-        step=release.step,
-        generation=release.generation or None,
-        actor=actor,
-        reason=reason,
-        at=at,
-    )

@@ -18,8 +18,7 @@ from airlock.core.errors import DataInvalid, NotFound
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.stats import TooFew, metric_interval
 from airlock.core.verdict import Status, Verdict
-from airlock.ledger import Ledger
-from airlock.ledger.ledger import VersionRecord
+from airlock.ledger import Ledger, VersionRecord
 from airlock.settings import Settings
 from airlock.steps import labels, tracking
 from airlock.steps.inference import OnnxModel, as_inputs
