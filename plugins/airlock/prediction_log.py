@@ -1,10 +1,19 @@
 """Reading the prediction log that the gateway writes, with DuckDB.
 
 One parquet file a flush, ``predictions/<model>/day=YYYY-MM-DD/part-*.parquet``; one row for each
-row that a version was asked. Columns: ``at`` and ``event_time`` (UTC, microseconds), ``key``,
-``request_id``, ``row``, ``generation``, ``release``, ``version``, ``variant``, ``role`` (``served``
-or ``shadow``), ``fallback``, ``error``, ``prediction``, ``probability``, ``latency_ms``, ``day``, and the
-inputs as used, ``x_<name>``. A version that failed left its ``error`` and no prediction.
+row that a version was asked, or that something else answered because no version could. Columns:
+
+- ``at`` and ``event_time`` (UTC, microseconds), ``key``, ``request_id``, ``row``, ``generation``, ``release``;
+- ``pin``: the name of the pin that chose the version, null where the shares did;
+- ``version`` and ``variant`` (``champion``, ``candidate``, or ``pinned`` for a version that is neither); both null
+  where a rule or the default answered;
+- ``role``: ``served`` or ``shadow``;
+- ``fallback``: null where the version that was chosen answered; otherwise who stood in for it: ``champion``, ``cache``
+  (an earlier answer of the champion to the same inputs, as the champion's), ``rule`` or ``default``;
+- ``error``, ``prediction``, ``probability``, ``latency_ms``, ``day``, and the inputs as used, ``x_<name>``.
+
+A version that failed left its ``error`` and no prediction; who stood in for it is another row of the same
+``request_id``. What a version was chosen for and answered itself is ``role = 'served' AND fallback IS NULL``.
 """
 
 from __future__ import annotations
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    *("at", "event_time", "key", "request_id", "row", "generation", "release", "version", "variant", "role"),
+    *("at", "event_time", "key", "request_id", "row", "generation", "release", "pin", "version", "variant", "role"),
     *("fallback", "error", "prediction", "probability", "latency_ms"),
 )
 WHEN = 'coalesce(event_time, "at")'
@@ -75,12 +84,12 @@ def count(
     until: datetime | None = None,
     roles: Sequence[str] = ("served",),
 ) -> dict[tuple[str, str], int]:
-    """Rows by (version, role)."""
+    """Rows that a version was asked, by (version, role)."""
     source = files(settings, model)
     if source is None:
         return {}
     where, values = _where(since, until, roles)
-    sql = f"SELECT version, role, count(*) FROM log WHERE {where} GROUP BY ALL"  # noqa: S608
+    sql = f"SELECT version, role, count(*) FROM log WHERE {where} AND version IS NOT NULL GROUP BY ALL"  # noqa: S608
     with _open(source) as connection:
         return {(version, role): rows for version, role, rows in connection.execute(sql, values).fetchall()}
 
