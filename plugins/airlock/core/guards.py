@@ -1,336 +1,261 @@
 """Guards: judgements of live traffic that may be made after every request.
 
-The gateway ejects with :func:`breach`, the control plane judges with :func:`judge_guards`; both hold the
-same sums against the same bounds by the same anytime-valid tests (core/sequential.py). Alpha, the
-chance of ever failing a version whose true rates keep every bound, is split evenly over the bounds.
+The gateway ejects with :func:`breach`, the control plane judges with :func:`judge`, a replay with both: they
+hold the same sums against the same limits by the same anytime-valid tests (core/sequential.py).
+
+A limit spends half of its alpha on the sums of the whole release and the other half, split evenly over the steps,
+on the fresh sums of each step: a version that goes bad late is found although its good past weighs in the former.
+Late limits have no sums by step and spend all of it on the release.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
-from airlock.core.route import Limits
-from airlock.core.sequential import ASYMPTOTIC_MINIMUM, Interval, mean_interval, rate_interval, rate_log_e_value
-from airlock.core.spec import ErrorRateGuard, Guard, LatencyGuard, PredictionShiftGuard
-from airlock.core.tally import BUCKETS, Tally, bucket, upper_ms
+from airlock.core import guard_words as words
+from airlock.core.guard_words import Seen
+from airlock.core.limits import guarded, limits_of, slow_limits
+from airlock.core.route import Limit
+from airlock.core.sequential import (
+    ASYMPTOTIC_MINIMUM,
+    Interval,
+    mean_interval,
+    mean_log_e_value,
+    rate_log_e_value,
+    unbounded_mean_interval,
+)
+from airlock.core.tally import LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
 
-SLOW_SHARE = 0.01
-"""The share of requests that may take longer than a bound on the p99."""
+__all__ = ["breach", "guarded", "judge", "limits_of", "slow_limits"]
+
+_BATCHES_MINIMUM = 5
+_ROUNDING = 1e-6
 
 
-def limits_of(guards: Iterable[Guard]) -> Limits:
-    """What the gateway ejects for. Of two guards of a kind the stricter bound and the larger minimum hold."""
-    requests: list[int] = []
-    pairs: list[int] = []
-    bounds: dict[str, float] = {}
+def breach(limits: Iterable[Limit], total: Tally, step: Tally) -> str | None:
+    """Why the candidate must go now, in words, or ``None``.
 
-    def tighten(name: str, bound: float | None) -> None:
-        if bound is not None:
-            bounds[name] = min(bound, bounds.get(name, math.inf))
-
-    for guard in guards:
-        match guard:
-            case ErrorRateGuard():
-                tighten("max_error_rate", guard.max)
-                requests.append(guard.min_requests)
-            case LatencyGuard():
-                tighten("max_latency_ms", guard.max_p99_ms)
-                requests.append(guard.min_requests)
-            case PredictionShiftGuard():
-                tighten("max_shift", guard.max_mean)
-                tighten("max_disagreement", guard.max_absolute)
-                pairs.append(guard.min_requests)
-    default = Limits()
-    return Limits(
-        min_requests=max(requests, default=default.min_requests),
-        min_pairs=max(pairs, default=default.min_pairs),
-        max_error_rate=bounds.get("max_error_rate"),
-        max_latency_ms=bounds.get("max_latency_ms"),
-        max_shift=bounds.get("max_shift"),
-        max_disagreement=bounds.get("max_disagreement"),
-    )
-
-
-def breach(limits: Limits, tally: Tally) -> str | None:
-    """Why the candidate must be ejected now, in words, or ``None``.
-
-    Made to be called after each candidate request: while the plain averages keep their bounds, which
-    is nearly always, it costs a few comparisons. A sum that is not finite is a breach.
+    ``total`` holds its sums of the whole release, ``step`` those of the current step. Made to be called after each
+    candidate request: while the plain averages keep their bounds, which is nearly always, it costs a few
+    comparisons. Sums that cannot be true are a breach. Late limits are not looked at.
     """
-    if tally.requests >= limits.min_requests:
-        bound = limits.max_error_rate
-        if (
-            bound is not None
-            and tally.errors > bound * tally.requests
-            and _exceeds(tally.errors, tally.requests, bound, _share(limits))
-        ):
-            return _errors_reason(tally, bound)
-        bound = limits.max_latency_ms
-        if bound is not None and _slow(tally, bound) > SLOW_SHARE * tally.requests:
-            slow, timed = _slow(tally, bound), sum(tally.latency)
-            if _exceeds(slow, timed, SLOW_SHARE, _share(limits)):
-                return _latency_reason(tally, bound, None)
-    if tally.paired >= limits.min_pairs:
-        return _differs(limits, tally)
+    for limit in limits:
+        if limit.signal == "late":
+            continue
+        for tally in (total, step):
+            seen = _seen(limit, tally)
+            value = abs(seen.total) if limit.signal == "difference" else seen.total
+            # Not written as value > bound, because NaN must go on.
+            if 0 <= value <= limit.bound * seen.n:
+                continue
+            if problem := _untrue(limit, seen):
+                return problem
+            alpha = _alpha(limit, of_step=tally is not total)
+            if _exceeds(limit, seen, alpha):
+                return _broken(limit, tally, seen, alpha, of_step=tally is not total)
     return None
 
 
-def judge_guards(guards: Sequence[Guard], tally: Tally, champion: Tally | None) -> tuple[Verdict, ...]:
-    """Judge what was counted of a candidate; one verdict for each bound of each guard.
+def judge(
+    limits: Iterable[Limit],
+    total: Tally,
+    step: Tally,
+    *,
+    champion: Tally | None = None,
+    late: LateEvidence | None = None,
+) -> tuple[Verdict, ...]:
+    """Judge what was observed of a candidate; one verdict for each limit.
 
-    ``champion`` is the champion's tally over the same time. It puts the candidate's latency into
-    proportion; differences of answers are already paired in the candidate's own tally.
+    ``champion`` is the champion's tally over the same time. It puts the candidate's latency into proportion;
+    differences of answers are already paired in the candidate's own tally. ``late`` is the evidence of late
+    limits; without it they are ``INCONCLUSIVE``.
 
-    ``PASS`` needs the guard's minimum sample; a tally that cannot be true is ``ERROR``.
+    ``PASS`` needs the limit's minimum sample, ``FAIL`` does not; sums that cannot be true are ``ERROR``.
     """
-    bounds = sum(
-        (guard.max_mean is not None) + (guard.max_absolute is not None)
-        if isinstance(guard, PredictionShiftGuard)
-        else 1
-        for guard in guards
+    return tuple(
+        _judge_late(limit, late) if limit.late else _judge_live(limit, total, step, champion) for limit in limits
     )
-    alpha = Limits().alpha / max(1, bounds)
-    verdicts: list[Verdict] = []
-    for guard in guards:
-        match guard:
-            case ErrorRateGuard():
-                verdicts.append(_judge_errors(guard, tally, alpha))
-            case LatencyGuard():
-                verdicts.append(_judge_latency(guard, tally, champion, alpha))
-            case PredictionShiftGuard():
-                verdicts += _judge_shift(guard, tally, alpha)
-    return tuple(verdicts)
 
 
-def _share(limits: Limits) -> float:
-    """Alpha for each of the limits that are set."""
-    bounds = (limits.max_error_rate, limits.max_latency_ms, limits.max_shift, limits.max_disagreement)
-    return limits.alpha / max(1, sum(bound is not None for bound in bounds))
+def _judge_live(limit: Limit, total: Tally, step: Tally, champion: Tally | None) -> Verdict:
+    details = _latency_details(limit, total, champion) if limit.signal == "slow" else {}
+    seen, fresh = _seen(limit, total), _seen(limit, step)
+    if problem := _untrue(limit, seen) or _untrue(limit, fresh):
+        return _verdict(limit, Status.ERROR, problem, seen, None, details)
+    for tally, look, of_step in ((total, seen, False), (step, fresh, True)):
+        alpha = _alpha(limit, of_step=of_step)
+        if _exceeds(limit, look, alpha):
+            reason = _broken(limit, tally, look, alpha, of_step=of_step) + words.champions(details)
+            return _verdict(limit, Status.FAIL, reason, look, _interval(limit, look, alpha), details)
+    interval = _interval(limit, seen, _alpha(limit, of_step=False))
+    needed = _needed(limit)
+    if seen.n < needed:
+        return _verdict(limit, Status.INCONCLUSIVE, words.too_few(limit, seen.n, needed), seen, interval, details)
+    said = words.found(limit, total, seen, interval)
+    reason = f"{said}; the guard allows {words.allowed(limit)}{words.champions(details)}"
+    return _verdict(limit, Status.PASS, reason, seen, interval, details)
 
 
-def _exceeds(hits: int, n: int, bound: float, alpha: float) -> bool:
-    return n > 0 and rate_log_e_value(min(hits, n), n, bound) >= -math.log(alpha)
+def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
+    if late is None:
+        reason = f"nothing is known of {limit.name} yet: no label or outcome has been joined to the answers"
+        return _verdict(limit, Status.INCONCLUSIVE, reason, Seen(0, 0.0, 0.0), None, {"label_share": None})
+    details = {"answers": late.answers, "due": late.due, "labelled": late.labelled, "label_share": late.share}
+    come = words.come(late)
+    sums = late.observations.get(limit.name, Sums())
+    seen = Seen(sums.n, sums.total, sums.squares)
+    if problem := _untrue(limit, seen) or _untrue_labels(late):
+        return _verdict(limit, Status.ERROR, f"{problem}; {come}", seen, None, details)
+    interval = _interval(limit, seen, limit.alpha)
+    said = f"{words.found(limit, None, seen, interval)}; the guard allows {words.allowed(limit)}"
+    if _exceeds(limit, seen, limit.alpha):
+        reason = f"{said} and chance does not explain the rest; {come}"
+        return _verdict(limit, Status.FAIL, reason, seen, interval, details)
+    needed = _needed(limit)
+    if seen.n < needed:
+        reason = f"{words.too_few(limit, seen.n, needed)}; {come}"
+        return _verdict(limit, Status.INCONCLUSIVE, reason, seen, interval, details)
+    return _verdict(limit, Status.PASS, f"{said}; {come}", seen, interval, details)
 
 
-def _slow(tally: Tally, bound_ms: float) -> int:
-    """Requests that surely took longer than the bound: those above the bucket that holds it."""
-    return sum(tally.latency[bucket(bound_ms) + 1 :])
+_COUNTS = frozenset({"errors", "slow", "fallbacks"})
 
 
-def _differs(limits: Limits, tally: Tally) -> str | None:
-    n = tally.paired
-    if not _is_finite(tally):
-        return _not_finite(tally)
-    if n < ASYMPTOTIC_MINIMUM:
+def _seen(limit: Limit, tally: Tally) -> Seen:
+    """What a tally holds of a limit."""
+    match limit.signal:
+        case "errors":
+            hits = tally.errors
+        case "slow":
+            hits = tally.slow.get(limit.name, 0)
+        case "fallbacks":
+            hits = tally.fallbacks
+        case "difference" | "absolute" | "flips" as name:
+            sums: Sums = getattr(tally, name)
+            return Seen(sums.n, sums.total, sums.squares)
+        case _:
+            raise ValueError(f"limit {limit.name} is judged on late evidence, which no tally holds")
+    return Seen(tally.requests, hits, hits)
+
+
+def _alpha(limit: Limit, *, of_step: bool) -> float:
+    """The chance of a false alarm that the release's sums, or each step's, may have."""
+    return limit.alpha / 2 / limit.steps if of_step else limit.alpha / 2
+
+
+def _ends(limit: Limit) -> tuple[float, float] | None:
+    """The range of one observation, if it is known."""
+    if limit.signal in _COUNTS:
+        return 0.0, 1.0
+    if limit.reach is None:
         return None
-    bound = limits.max_shift
-    if bound is not None and abs(tally.difference) > bound * n:
-        interval = _mean(tally, tally.difference, _share(limits), limits.min_pairs)
-        if _outside(interval, bound):
-            return _shift_reason(tally, interval, bound)
-    bound = limits.max_disagreement
-    if bound is not None and tally.absolute > bound * n:
-        interval = _mean(tally, tally.absolute, _share(limits), limits.min_pairs)
-        if _outside(interval, bound):
-            return _disagreement_reason(tally, interval, bound)
-    return None
+    least = -limit.reach / 2 if limit.signal == "difference" else limit.least
+    return least, least + limit.reach
 
 
-def _mean(tally: Tally, total: float, alpha: float, minimum: int) -> Interval:
-    return mean_interval(
-        tally.paired, total, tally.difference_squared, alpha, sharpest=max(minimum, ASYMPTOTIC_MINIMUM)
+def _asymptotic_minimum(limit: Limit) -> int:
+    return max(_BATCHES_MINIMUM, math.ceil(ASYMPTOTIC_MINIMUM / limit.batch))
+
+
+def _needed(limit: Limit) -> int:
+    """Observations that a pass needs."""
+    return limit.minimum if _ends(limit) else max(limit.minimum, _asymptotic_minimum(limit))
+
+
+def _exceeds(limit: Limit, seen: Seen, alpha: float) -> bool:
+    """Whether the limit is surely broken; with a chance of at most alpha it ever is while the truth keeps it."""
+    n, total, squares = seen
+    sides = (1, -1) if limit.signal == "difference" else (1,)
+    if not any(side * total > limit.bound * n for side in sides):
+        return False
+    if limit.signal in _COUNTS:
+        return rate_log_e_value(int(total), n, limit.bound) >= -math.log(alpha)
+    ends = _ends(limit)
+    if ends is None:
+        if n < _asymptotic_minimum(limit):
+            return False
+        interval = _interval(limit, seen, alpha)
+        return any((interval.low if side > 0 else -interval.high) > limit.bound for side in sides)
+    least, greatest = ends
+    # The range of a two-sided limit is symmetric, so that only the sum changes its sign.
+    return any(
+        mean_log_e_value(n, side * total, squares, limit.bound, least=least, greatest=greatest)
+        >= -math.log(alpha / len(sides))
+        for side in sides
     )
 
 
-def _outside(interval: Interval, bound: float) -> bool:
-    return interval.low > bound or interval.high < -bound
+def _interval(limit: Limit, seen: Seen, alpha: float) -> Interval:
+    """The confidence sequence that belongs to the limit's test: its lower bound passes the limit when the test does."""
+    ends = _ends(limit)
+    if ends is None:
+        sharpest = max(limit.minimum, _asymptotic_minimum(limit))
+        return unbounded_mean_interval(*seen, alpha, sharpest=sharpest)
+    side = alpha / 2 if limit.signal == "difference" else alpha
+    return mean_interval(*seen, side, least=ends[0], greatest=ends[1])
 
 
-def _is_finite(tally: Tally) -> bool:
-    return math.isfinite(tally.difference + tally.difference_squared + tally.absolute)
-
-
-def _not_finite(tally: Tally) -> str:
-    return (
-        f"the differences between the candidate's and the champion's answers on {tally.paired} requests do not add "
-        "up to a finite number: at least one answer was NaN or infinite"
-    )
-
-
-def _errors_reason(tally: Tally, bound: float) -> str:
-    timeouts = f", {tally.timeouts} of them by running out of time" if tally.timeouts else ""
-    return (
-        f"the candidate failed {tally.errors} of {tally.requests} requests ({_percent(tally.errors / tally.requests)})"
-        f"{timeouts}; the guard allows {_percent(bound)} and chance does not explain the rest"
-    )
-
-
-def _latency_reason(tally: Tally, bound: float, champion: Tally | None) -> str:
-    timed = sum(tally.latency)
-    slow = _slow(tally, bound)
-    reason = (
-        f"{slow} of {timed} requests ({_percent(slow / timed)}) took the candidate longer than {bound:g} ms; the guard "
-        f"allows {_percent(SLOW_SHARE)}, a p99 of {bound:g} ms, and chance does not explain the rest"
-    )
-    p99 = champion.quantile_ms(0.99) if champion else None
-    return reason if p99 is None else f"{reason}; the champion's p99 in the same time was {_ms(p99)}"
-
-
-def _shift_reason(tally: Tally, interval: Interval, bound: float) -> str:
-    side = "above" if interval.estimate > 0 else "below"
-    return (
-        f"on {tally.paired} requests the candidate's answers lie {abs(interval.estimate):.3g} {side} the champion's in "
-        f"the mean (surely between {interval.low:.3g} and {interval.high:.3g}); the guard allows {bound:g} either way"
-    )
-
-
-def _disagreement_reason(tally: Tally, interval: Interval, bound: float) -> str:
-    return (
-        f"on {tally.paired} requests the candidate's answers differ from the champion's by {interval.estimate:.3g} in "
-        f"the mean (surely by more than {interval.low:.3g}); the guard allows {bound:g}"
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
-
-
-def _ms(value: float) -> str:
-    """A bucket's upper edge as people write it."""
-    return f"at most {value:.3g} ms" if math.isfinite(value) else f"over {upper_ms(BUCKETS - 2):.3g} ms"
-
-
-def _untrue(tally: Tally) -> str | None:
+def _untrue(limit: Limit, seen: Seen) -> str | None:
     """Why nothing can be concluded from the sums, if nothing can."""
-    if not _is_finite(tally):
-        return _not_finite(tally)
-    if min(tally.requests, tally.errors, tally.timeouts, tally.paired, *tally.latency) < 0:
-        return "the gateway's counts cannot be true: one is negative"
-    if tally.errors > tally.requests:
-        return f"the gateway's counts cannot be true: {tally.errors} errors in {tally.requests} requests"
-    if tally.difference_squared < 0 or tally.absolute < 0:
-        return "the gateway's sums cannot be true: squares or absolute differences add up to less than 0"
+    n, total, squares = seen
+    if not math.isfinite(total + squares):
+        return (
+            f"{limit.name}: {n} observations do not add up to a finite number: at least one answer was NaN or infinite"
+        )
+    if n < 0 or squares < 0 or (limit.signal in _COUNTS and total < 0):
+        return f"{limit.name}: the counts cannot be true, one is negative: {n} observations, sum {total:g}"
+    if limit.signal in _COUNTS:
+        return f"{limit.name}: the counts cannot be true: {total:g} of {n} requests" if total > n else None
+    room = _ROUNDING * (squares + n * (abs(total / n) if n else 0) + n)
+    if total * total > n * (squares + room) + room:
+        return f"{limit.name}: the sums cannot be true: {n} observations, sum {total:g}, squares {squares:g}"
+    ends = _ends(limit)
+    if ends and not n * ends[0] - room <= total <= n * ends[1] + room:
+        return f"{limit.name}: {n} observations between {ends[0]:g} and {ends[1]:g} cannot add up to {total:g}"
     return None
 
 
-def _judge_errors(guard: ErrorRateGuard, tally: Tally, alpha: float) -> Verdict:
-    def verdict(status: Status, reason: str, interval: Interval | None = None) -> Verdict:
-        return _verdict("error_rate", "error_rate", status, reason, guard.max, tally.requests, interval)
-
-    if problem := _untrue(tally):
-        return verdict(Status.ERROR, problem)
-    if tally.requests < guard.min_requests:
-        return verdict(Status.INCONCLUSIVE, _too_few(tally.requests, guard.min_requests, "requests"))
-    interval = rate_interval(tally.errors, tally.requests, alpha)
-    if _exceeds(tally.errors, tally.requests, guard.max, alpha):
-        return verdict(Status.FAIL, _errors_reason(tally, guard.max), interval)
-    return verdict(
-        Status.PASS,
-        f"{tally.errors} of {tally.requests} requests failed ({_percent(tally.errors / tally.requests)}); "
-        f"the guard allows {_percent(guard.max)}",
-        interval,
-    )
+def _untrue_labels(late: LateEvidence) -> str | None:
+    if 0 <= late.labelled <= late.due:
+        return None
+    return f"the counts of labels cannot be true: {late.labelled} labelled of {late.due} due"
 
 
-def _judge_latency(guard: LatencyGuard, tally: Tally, champion: Tally | None, alpha: float) -> Verdict:
-    timed, bound = sum(tally.latency), guard.max_p99_ms
-
-    def verdict(status: Status, reason: str, interval: Interval | None = None) -> Verdict:
-        details = {"p99_ms": _finite(tally.quantile_ms(0.99)), "slow": _slow(tally, bound)}
-        if champion is not None:
-            details["champion_p99_ms"] = _finite(champion.quantile_ms(0.99))
-        return _verdict("latency", "share_slower", status, reason, SLOW_SHARE, timed, interval, details)
-
-    if problem := _untrue(tally):
-        return verdict(Status.ERROR, problem)
-    if bucket(bound) == BUCKETS - 1:
-        return verdict(
-            Status.ERROR,
-            f"max_p99_ms {bound:g} cannot be judged: latencies above {upper_ms(BUCKETS - 2):.0f} ms are counted "
-            "as one; choose a lower bound",
-        )
-    if timed < guard.min_requests:
-        return verdict(Status.INCONCLUSIVE, _too_few(timed, guard.min_requests, "timed requests"))
-    slow = _slow(tally, bound)
-    interval = rate_interval(slow, timed, alpha)
-    if _exceeds(slow, timed, SLOW_SHARE, alpha):
-        return verdict(Status.FAIL, _latency_reason(tally, bound, champion), interval)
-    return verdict(
-        Status.PASS,
-        f"{slow} of {timed} requests took longer than {bound:g} ms ({_percent(slow / timed)}); "
-        f"a p99 of {bound:g} ms allows {_percent(SLOW_SHARE)}",
-        interval,
-    )
+def _broken(limit: Limit, tally: Tally, seen: Seen, alpha: float, *, of_step: bool) -> str:
+    found = words.found(limit, tally, seen, _interval(limit, seen, alpha))
+    where = "in this step " if of_step else ""
+    return f"{where}{found}; the guard allows {words.allowed(limit)} and chance does not explain the rest"
 
 
-def _judge_shift(guard: PredictionShiftGuard, tally: Tally, alpha: float) -> list[Verdict]:
-    verdicts = []
-    if guard.max_mean is not None:
-        verdicts.append(
-            _judge_mean("prediction_shift", guard.max_mean, guard.min_requests, tally, tally.difference, alpha)
-        )
-    if guard.max_absolute is not None:
-        verdicts.append(
-            _judge_mean("prediction_disagreement", guard.max_absolute, guard.min_requests, tally, tally.absolute, alpha)
-        )
-    return verdicts
+def _latency_details(limit: Limit, tally: Tally, champion: Tally | None) -> dict[str, Any]:
+    """The quantiles themselves, to the bucket; infinity is what JSON cannot carry."""
 
+    def known(counted: Tally) -> float | None:
+        value = counted.quantile_ms(1 - limit.bound)
+        return value if value is not None and math.isfinite(value) else None
 
-def _judge_mean(name: str, bound: float, minimum: int, tally: Tally, total: float, alpha: float) -> Verdict:
-    shift = name == "prediction_shift"
-    metric = "mean_difference" if shift else "mean_absolute_difference"
-
-    def verdict(status: Status, reason: str, interval: Interval | None = None) -> Verdict:
-        return _verdict(name, metric, status, reason, bound, tally.paired, interval)
-
-    if problem := _untrue(tally):
-        return verdict(Status.ERROR, problem)
-    needed = max(minimum, ASYMPTOTIC_MINIMUM)
-    if tally.paired < needed:
-        what = "requests answered by candidate and champion alike"
-        return verdict(Status.INCONCLUSIVE, _too_few(tally.paired, needed, what))
-    interval = _mean(tally, total, alpha, minimum)
-    if _outside(interval, bound):
-        reason = (_shift_reason if shift else _disagreement_reason)(tally, interval, bound)
-        return verdict(Status.FAIL, reason, interval)
-    return verdict(
-        Status.PASS,
-        f"on {tally.paired} requests the {'mean' if shift else 'mean absolute'} difference from the champion's answers "
-        f"is {interval.estimate:.3g} ({interval.low:.3g} to {interval.high:.3g}); the guard allows {bound:g}",
-        interval,
-    )
-
-
-def _too_few(n: int, needed: int, what: str) -> str:
-    return f"{n} of the {needed} {what} that the guard needs"
-
-
-def _finite(value: float | None) -> float | None:
-    """A number that JSON can carry."""
-    return value if value is not None and math.isfinite(value) else None
+    details: dict[str, Any] = {"over_ms": limit.over_ms, "quantile_ms": known(tally)}
+    return details if champion is None else {**details, "champion_quantile_ms": known(champion)}
 
 
 def _verdict(
-    name: str,
-    metric: str,
-    status: Status,
-    reason: str,
-    threshold: float,
-    n: int,
-    interval: Interval | None,
-    details: dict[str, float | int | None] | None = None,
+    limit: Limit, status: Status, reason: str, seen: Seen, interval: Interval | None, details: dict[str, Any]
 ) -> Verdict:
+    def known(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
     return Verdict(
-        name=name,
+        name=limit.name,
         status=status,
         reason=reason,
-        metric=metric,
-        estimate=interval.estimate if interval else None,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
-        threshold=threshold,
-        n=n,
-        details=details or {},
+        metric=limit.signal if not limit.late else limit.name,
+        estimate=known(interval.estimate) if interval else None,
+        low=known(interval.low) if interval else None,
+        high=known(interval.high) if interval else None,
+        threshold=limit.bound,
+        n=seen.n,
+        details=details,
     )

@@ -40,7 +40,9 @@ class Limit(BaseModel):
     judge it. ``bound`` is a share of requests for ``errors``, ``slow``, ``fallbacks`` and ``flips``, and a mean in
     the observation's units otherwise; ``difference`` is bounded on both sides. ``alpha`` is the chance of ever
     breaking it while the truth keeps it; ``steps`` is over how many steps the part of a step's fresh evidence is
-    split. ``reach`` is the width of the range of one observation; unset: unbounded, judged asymptotically.
+    split. ``reach`` is the width of the range of one observation, which begins at ``least`` (for ``difference`` the
+    range lies evenly around 0); unset: unbounded, judged asymptotically. ``batch`` is how many answers make up one
+    late observation, and ``observed`` says what that is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,6 +55,9 @@ class Limit(BaseModel):
     minimum: Annotated[int, Field(ge=1)] = 50
     over_ms: float | None = Field(None, description="of slow: what takes longer counts")
     reach: Annotated[float, Field(gt=0)] | None = None
+    least: float = 0.0
+    batch: Annotated[int, Field(ge=1)] = 1
+    observed: str = ""
 
     @property
     def late(self) -> bool:

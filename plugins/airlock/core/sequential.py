@@ -1,14 +1,21 @@
 """Statistics that may be looked at after every request: anytime-valid tests and confidence sequences.
 
 A fixed-sample test that is repeated until it is significant rejects a true null sooner or later. What
-is here holds at all times at once: the chance of *ever* crossing is at most alpha. Standard library
-only, because the gateway calls it between requests.
+is here holds at all times at once: the chance of *ever* crossing is at most alpha (Ville's inequality).
+All of it is computed from sums, so that a look costs the same after a million requests as after ten.
+Standard library only, because the gateway calls it between requests.
+
+Rates and means of bounded observations are tested exactly, by betting against the bound; means of
+unbounded ones asymptotically.
 
 Sources:
     Robbins (1970), Statistical methods related to the law of the iterated logarithm.
     Howard, Ramdas, McAuliffe, Sekhon (2021), Time-uniform, nonparametric, nonasymptotic confidence sequences.
+    Waudby-Smith, Ramdas (2023), Estimating means of bounded random variables by betting.
+    Ryu, Bhatt (2024), On confidence sequences for bounded random processes via universal gambling strategies.
     Waudby-Smith, Arbour, Sinha, Kennedy, Ramdas (2024), Time-uniform central limit theory and asymptotic
     confidence sequences, Annals of Statistics 52(6).
+    Wang, Ramdas (2024), Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ theorem: values about as skewed as an exponential keep alpha from here on, in si
 outliers on the far side of the bound need more."""
 
 _POINTS = 24
-_BISECTIONS = 30
+_BISECTIONS = 40
 
 
 class Interval(NamedTuple):
@@ -35,43 +42,100 @@ class Interval(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _alternatives(bound: float) -> tuple[tuple[float, float], ...]:
-    """Log likelihood ratios (of a hit, of a miss) of each alternative rate against ``bound``.
+def _bets(share: float) -> tuple[tuple[float, float], ...]:
+    """The bets that are mixed against a bound at ``share`` of the way through the range: (bet, log of its weight).
 
-    The rates lie evenly on the log-odds scale, from 1.05 times the bound's odds to nine tenths of
-    the way from the bound to 1: a small excess is found in the end and a large one at once.
+    Against a rate, the bet ``(p - share) / (1 - share)`` is the likelihood ratio of the rate ``p``. These rates lie
+    evenly on the log-odds scale, from 1.05 times the bound's odds to nine tenths of the way from the bound to 1: a
+    small excess is found in the end and a large one at once.
     """
-    odds = bound / (1 - bound)
-    first, last = math.log(1.05 * odds), math.log((1 - 0.1 * (1 - bound)) / (0.1 * (1 - bound)))
-    pairs = []
-    for index in range(_POINTS):
-        rate = 1 / (1 + math.exp(-(first + (last - first) * index / (_POINTS - 1))))
-        pairs.append((math.log(rate / bound), math.log1p(-rate) - math.log1p(-bound)))
-    return tuple(pairs)
+    odds = share / (1 - share)
+    first, last = math.log(1.05 * odds), math.log((1 - 0.1 * (1 - share)) / (0.1 * (1 - share)))
+    rates = (1 / (1 + math.exp(-(first + (last - first) * index / (_POINTS - 1)))) for index in range(_POINTS))
+    return tuple(((rate - share) / (1 - share), -math.log(_POINTS)) for rate in rates)
+
+
+def _log_sum(logs: list[float]) -> float:
+    top = max(logs)
+    return top + math.log(sum(math.exp(value - top) for value in logs))
+
+
+@functools.lru_cache(maxsize=256)
+def _rate_bets(bound: float) -> tuple[tuple[float, float, float], ...]:
+    """For each bet against a rate: log of its weight, and what a hit and a miss add to its log."""
+    return tuple((weight, math.log1p(bet * (1 / bound - 1)), math.log1p(-bet)) for bet, weight in _bets(bound))
 
 
 def rate_log_e_value(hits: int, n: int, bound: float) -> float:
     """Log of the e-value against "each of ``n`` events is a hit with a chance of at most ``bound``".
 
-    A uniform mixture of likelihood ratios against rates above the bound. Under that null each ratio is
-    a non-negative supermartingale that starts at 1, whatever came before each event, and so is their
+    A mixture of likelihood ratios against rates above the bound. Under that null each ratio is a
+    non-negative supermartingale that starts at 1, whatever came before each event, and so is their
     mean: by Ville's inequality it ever reaches ``1 / alpha`` with a chance of at most alpha (Robbins
     1970; Howard et al. 2021, section 3). ``bound`` lies in (0, 1).
     """
     misses = n - hits
-    logs = [hits * hit + misses * miss for hit, miss in _alternatives(bound)]
-    top = max(logs)
-    return top + math.log(sum(math.exp(value - top) for value in logs) / _POINTS)
+    return _log_sum([weight + hits * hit + misses * miss for weight, hit, miss in _rate_bets(bound)])
 
 
-def _rate_low(hits: int, n: int, alpha: float) -> float:
-    if hits == 0:
+def mean_log_e_value(
+    n: int, total: float, squares: float, bound: float, *, least: float = 0.0, greatest: float = 1.0
+) -> float:
+    """Log of an e-value against "the mean of ``n`` observations in ``least``..``greatest`` is at most ``bound``".
+
+    With y = (x - least) / (bound - least), a gambler who stakes the share ``bet`` of his wealth on each
+    observation holds the product of 1 + bet * (y - 1): under the null a non-negative supermartingale that starts
+    at 1, whatever the observations' distribution and dependence, and so is a mixture over bets (Waudby-Smith and
+    Ramdas 2023; Ryu and Bhatt 2024). The null is on each observation's mean given those before it.
+
+    The product is not known from the sums, but its smallest possible value is: that of k = (sum of y)^2 /
+    (sum of y^2) observations of (sum of y^2) / (sum of y) among zeros. This is so because log(1 + bet * (y - 1))
+    lies above the parabola that meets it at y = 0 and touches it elsewhere (its third derivative is positive),
+    and the sum of a parabola is known. For hits and misses it is the likelihood ratio itself.
+    """
+    scale = bound - least
+    summed = total - n * least
+    if scale <= 0:
+        return math.inf if summed > n * scale else 0.0
+    if bound >= greatest or summed <= 0:
         return 0.0
+    squared = max(squares - 2 * least * total + n * least * least, summed * summed / n)
+    full, size = summed * summed / squared, squared / summed / scale
+    empty = max(0.0, n - full)
+    return _log_sum(
+        [
+            weight + full * math.log1p(bet * (size - 1)) + empty * math.log1p(-bet)
+            for bet, weight in _bets(scale / (greatest - least))
+        ]
+    )
+
+
+def mean_interval(
+    n: int, total: float, squares: float, alpha: float, *, least: float = 0.0, greatest: float = 1.0
+) -> Interval:
+    """Confidence sequence for the mean of observations in ``least``..``greatest``, from their sums.
+
+    At all times at once each bound misses with a chance of at most alpha. The bounds are the means that
+    :func:`mean_log_e_value` does not reject; the upper one is that of the mirrored observations. Without
+    observations it is the whole range.
+    """
+    if n == 0:
+        return Interval(math.nan, least, greatest)
+    return Interval(
+        total / n,
+        _lowest(n, total, squares, alpha, least, greatest),
+        -_lowest(n, -total, squares, alpha, -greatest, -least),
+    )
+
+
+def _lowest(n: int, total: float, squares: float, alpha: float, least: float, greatest: float) -> float:
     wanted = -math.log(alpha)
-    low, high = 0.0, hits / n
+    low, high = least, min(max(total / n, least), greatest)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if 0 < middle < 1 and rate_log_e_value(hits, n, middle) >= wanted:
+        if not low < middle < high:
+            break
+        if mean_log_e_value(n, total, squares, middle, least=least, greatest=greatest) >= wanted:
             low = middle
         else:
             high = middle
@@ -79,28 +143,29 @@ def _rate_low(hits: int, n: int, alpha: float) -> float:
 
 
 def rate_interval(hits: int, n: int, alpha: float) -> Interval:
-    """Confidence sequence for a rate: at all times at once each bound misses with a chance of at most alpha.
-
-    The bounds are the rates that :func:`rate_log_e_value` does not reject; the upper one is that of
-    the misses. Without observations it is (0, 1).
-    """
-    if n == 0:
-        return Interval(math.nan, 0.0, 1.0)
-    return Interval(hits / n, _rate_low(hits, n, alpha), 1 - _rate_low(n - hits, n, alpha))
+    """Confidence sequence for a rate: :func:`mean_interval` of hits and misses."""
+    return mean_interval(n, hits, hits, alpha)
 
 
-def mean_interval(n: int, total: float, squares: float, alpha: float, *, sharpest: int) -> Interval:
-    """Asymptotic confidence sequence for a mean from its sums (Waudby-Smith et al. 2024, theorem 2.2).
+def unbounded_mean_interval(n: int, total: float, squares: float, alpha: float, *, sharpest: int) -> Interval:
+    """Confidence sequence for the mean of observations without known bounds, from their sums.
 
-    Both bounds together miss at any time from :data:`ASYMPTOTIC_MINIMUM` on with a chance of about
-    alpha, given finite variance. ``total`` and ``squares`` are the sums of the values and of their
-    squares; ``sharpest`` is the number of observations at which it is narrowest.
+    Both bounds together miss at any time with a chance of at most alpha if the observations are normal with any
+    variance (the sequential t-test mixed over a normal effect size: Wang and Ramdas 2024, section 4), and
+    asymptotically, with a finite variance, whatever they are: it is a little wider than the asymptotic confidence
+    sequence of Waudby-Smith et al. (2024, theorem 2.2), with which it agrees in the end. ``sharpest`` is the number
+    of observations at which it is narrowest for its time.
     """
     if n < 2:
-        return Interval(total if n else math.nan, -math.inf, math.inf)
+        return Interval(total / n if n else math.nan, -math.inf, math.inf)
     mean = total / n
-    variance = max(0.0, (squares - mean * total) / (n - 1))
+    scatter = max(0.0, squares - mean * total)
     doubt = -2 * math.log(alpha)
-    spread = n * (doubt + math.log(doubt + 1)) / sharpest
-    half = math.sqrt(variance * 2 * (spread + 1) / (n * spread) * math.log(math.sqrt(spread + 1) / alpha))
+    prior = sharpest / (doubt + math.log(doubt + 1))
+    # How much of (n + prior) * V the square of the sum may be: V is the sum of squares around the tested mean.
+    most = -math.expm1((2 * math.log(alpha) - math.log1p(n / prior)) / n)
+    room = n - (n + prior) * most
+    if room <= 0:
+        return Interval(mean, -math.inf, math.inf)
+    half = math.sqrt((n + prior) * scatter * most / (n * room))
     return Interval(mean, mean - half, mean + half)

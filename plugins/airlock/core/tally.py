@@ -31,33 +31,21 @@ def upper_ms(index: int) -> float:
 
 
 class Sums(BaseModel):
-    """A stream of observations, kept as sums: a judgement costs the same after ten of them as after a million.
-
-    ``centred`` adds up each observation's squared distance from what the ones before it led to expect, the variance
-    process of the empirical Bernstein bound (core/sequential.py). Two streams that are added keep it valid.
-    """
+    """A stream of observations, kept as sums: a judgement costs the same after ten of them as after a million."""
 
     model_config = ConfigDict(extra="forbid")
 
     n: int = 0
     total: float = 0.0
     squares: float = 0.0
-    centred: float = 0.0
 
     def add(self, value: float) -> None:
-        expected = self.total / (self.n + 1)
         self.n += 1
         self.total += value
         self.squares += value * value
-        self.centred += (value - expected) ** 2
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            n=self.n + other.n,
-            total=self.total + other.total,
-            squares=self.squares + other.squares,
-            centred=self.centred + other.centred,
-        )
+        return Sums(n=self.n + other.n, total=self.total + other.total, squares=self.squares + other.squares)
 
     @property
     def mean(self) -> float | None:
@@ -67,8 +55,8 @@ class Sums(BaseModel):
 class Tally(BaseModel):
     """Sums over one version's requests.
 
-    ``errors`` includes ``timeouts``. ``fallbacks`` counts requests meant for this version that something else
-    answered. ``slow`` counts, by the name of a limit on latency, the requests that took longer than it allows.
+    ``errors`` includes ``timeouts``. ``fallbacks`` counts those of the ``requests`` that something else answered in
+    this version's place. ``slow`` counts, by the name of a limit on latency, those that took longer than it allows.
     ``difference``, ``absolute`` and ``flips`` have one observation for each request that both versions answered: the
     mean over its rows of (candidate - champion) in the answer's units, of its absolute value, and the share of
     rows that were decided differently.

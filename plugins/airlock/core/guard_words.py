@@ -1,0 +1,87 @@
+"""What the guards say: what was observed of a limit, and what it allows, in words."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from airlock.core.route import Limit
+from airlock.core.sequential import Interval
+from airlock.core.tally import LateEvidence, Tally
+
+
+class Seen(NamedTuple):
+    """What was observed of a limit: how often, and the sums of the values and of their squares."""
+
+    n: int
+    total: float
+    squares: float
+
+
+def found(limit: Limit, tally: Tally | None, seen: Seen, interval: Interval) -> str:
+    """What was observed of a limit. ``tally`` is where it was counted; late limits have none."""
+    n, total = seen.n, seen.total
+    if limit.signal in ("errors", "slow", "fallbacks"):
+        return _counted(limit, tally, f"{total:g} of {n} requests ({percent(interval.estimate)})")
+    mean, sure = interval.estimate, f"in the mean (surely {interval.low:.3g} to {interval.high:.3g})"
+    if limit.signal == "flips":
+        return f"on {n} requests the candidate decided {percent(mean)} of the rows differently from the champion"
+    if limit.signal == "difference":
+        side = "below" if mean < 0 else "above"
+        return f"on {n} requests the candidate's answers lie {abs(mean):.3g} {side} the champion's {sure}"
+    if limit.signal == "absolute":
+        return f"on {n} requests the candidate's answers differ from the champion's by {mean:.3g} {sure}"
+    return f"on {n} {unit(limit)} {limit.observed or limit.name} is {mean:.3g} {sure}"
+
+
+def _counted(limit: Limit, tally: Tally | None, share: str) -> str:
+    if limit.signal == "slow":
+        return f"the candidate took longer than {limit.over_ms:g} ms for {share}"
+    if limit.signal == "fallbacks":
+        return f"something else answered {share} in the candidate's place"
+    timeouts = f", {tally.timeouts} of them by running out of time" if tally and tally.timeouts else ""
+    return f"the candidate failed {share}{timeouts}"
+
+
+def allowed(limit: Limit) -> str:
+    """What the limit allows."""
+    match limit.signal:
+        case "slow":
+            return f"{percent(limit.bound)}, a {limit.name.removeprefix('latency_')} of {limit.over_ms:g} ms"
+        case "errors" | "fallbacks" | "flips":
+            return percent(limit.bound)
+        case "difference":
+            return f"{limit.bound:g} either way"
+        case _:
+            return f"{limit.bound:g}"
+
+
+def unit(limit: Limit) -> str:
+    """What is counted of a limit."""
+    if limit.signal in ("errors", "slow", "fallbacks"):
+        return "requests"
+    if not limit.late:
+        return "requests answered by candidate and champion alike"
+    if limit.name.startswith("business_"):
+        return "outcomes"
+    return "labelled answers" if limit.batch == 1 else f"batches of {limit.batch} labelled answers"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def too_few(limit: Limit, n: int, needed: int) -> str:
+    return f"{n} of the {needed} {unit(limit)} that the guard needs"
+
+
+def come(late: LateEvidence) -> str:
+    """What share of the labels has come."""
+    if late.share is None:
+        return f"none of the {late.answers} answers is old enough for its label to be due"
+    return f"labels have come for {late.labelled} of the {late.due} answers whose label is due ({percent(late.share)})"
+
+
+def champions(details: dict[str, Any]) -> str:
+    """The champion's latency beside the candidate's, if it is known."""
+    value = details.get("champion_quantile_ms")
+    return f"; the champion's was at most {value:.3g} ms in the same time" if value is not None else ""
