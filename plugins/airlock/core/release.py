@@ -45,8 +45,6 @@ class Event(StrEnum):
     RESUME = "resume"
     EXTEND = "extend"
     PROMOTE_NOW = "promote_now"
-    PIN = "pin"
-    UNPIN = "unpin"
     PROMOTE_PROVISIONALLY = "promote_provisionally"
     PROMOTE = "promote"
     CONFIRM = "confirm"
@@ -64,7 +62,7 @@ HELD = frozenset({Phase.PROVISIONAL, Phase.PROMOTED})
 WAITING = frozenset({Phase.OPENED, Phase.APPROVED})
 """Open, without any traffic yet."""
 
-STEERING = frozenset({Event.PAUSE, Event.RESUME, Event.EXTEND, Event.PROMOTE_NOW, Event.PIN, Event.UNPIN})
+STEERING = frozenset({Event.PAUSE, Event.RESUME, Event.EXTEND, Event.PROMOTE_NOW})
 """What people do to a release on its way: it stays in its step, and the step's evidence goes on."""
 
 TRANSITIONS: dict[tuple[Phase, Event], Phase] = {
