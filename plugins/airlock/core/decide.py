@@ -1,0 +1,238 @@
+"""What the evidence says about a release: wait, go on, hold, or take it back.
+
+Everything here is pure: the same release, evidence and time always give the same decision, whoever asks and however
+often. Whatever is missing, unknown or not a number is waited for until the step's deadline, and is never a pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from airlock.core.guards import judge, limits_of
+from airlock.core.release import Phase, PlannedStep, Release, planned
+from airlock.core.spec import LabelMetricGuard, ModelSpec, PairedLossGuard
+from airlock.core.tally import GatewayStatus, LateEvidence, Tally
+from airlock.core.verdict import Status, Verdict
+
+MATURE_SHARE = 0.9
+"""The share of the due labels that must have come before a provisional version counts as judged. Those that come
+early are not like those that come late; a tenth may be lost for good."""
+
+
+class Evidence(BaseModel):
+    """What is known about a step. ``gateway`` is ``None`` while the gateway does not answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gateway: GatewayStatus | None
+    late: LateEvidence | None = None
+
+
+class Decision(BaseModel):
+    """What to do about a release, and why.
+
+    ``hold``: the deadline has come, and the spec wants a person to look: the shares stay as they are. ``wake``: the
+    gateway shows that the ledger has moved on; read it again before anything is decided.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    action: Literal["wait", "advance", "hold", "roll_back", "wake"]
+    reason: str
+    verdicts: tuple[Verdict, ...] = ()
+
+
+def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime) -> Decision:
+    """Judge the step that a release stands in.
+
+    A breach rolls back whatever else holds: paused, let through by hand, or seen under an older route of the same
+    release. The bake and the deadline count the seconds that the gateway observed; while it does not observe the
+    step, the time since the step was entered counts towards the deadline.
+
+    Raises:
+        NotFound: the rollout has no step of that name.
+    """
+    step = planned(spec, release.step or "")
+    status = evidence.gateway
+    verdicts = _verdicts(spec, release, evidence)
+    if failed := [verdict for verdict in verdicts if verdict.status is Status.FAIL and not verdict.dry_run]:
+        return Decision(action="roll_back", reason=_reasons(failed), verdicts=verdicts)
+    if status is not None and status.generation > release.generation:
+        return Decision(
+            action="wake",
+            reason=f"the gateway follows generation {status.generation} already, this was read at generation "
+            f"{release.generation}: the ledger has moved on",
+        )
+    if step.role == "warm_up":
+        verdicts = ()
+    if release.paused:
+        return Decision(action="wait", reason=f"paused in {step.name}: {release.reason}", verdicts=verdicts)
+    unobserved = _unobserved(release, status)
+    missing = _missing(spec, step, release, status, verdicts) if status and not unobserved else unobserved
+    if missing is None:
+        return Decision(action="advance", reason=_held(step, release, evidence, verdicts), verdicts=verdicts)
+    waited = status.observed_s if status and not unobserved else (now - release.entered_at).total_seconds()
+    allowed = (step.deadline + release.extended).total_seconds()
+    if waited < allowed:
+        return Decision(action="wait", reason=missing, verdicts=verdicts)
+    return _at_deadline(spec, step, f"no decision within {allowed:g} s in {step.name}: {missing}", verdicts)
+
+
+def _at_deadline(spec: ModelSpec, step: PlannedStep, reason: str, verdicts: tuple[Verdict, ...]) -> Decision:
+    if spec.rollout.on_deadline == "rollback":
+        return Decision(action="roll_back", reason=reason, verdicts=verdicts)
+    reason = f"{reason}. It stays at {step.weight:g} % until somebody extends and resumes, promotes or aborts it"
+    return Decision(action="hold", reason=reason, verdicts=verdicts)
+
+
+def holds_back(
+    spec: ModelSpec, step: PlannedStep, verdicts: Iterable[Verdict], *, promote_now: bool = False
+) -> str | None:
+    """Why these verdicts do not let a release through a step; ``None`` if they do.
+
+    Every limit of the spec must have one. Of the late ones ``inconclusive`` is enough where nothing is answered by
+    the candidate, or where the rollout may be provisional. ``promote_now`` asks for no pass, but goes past nothing
+    that failed or could not be judged.
+    """
+    given = {verdict.name: verdict for verdict in verdicts}
+    limits = limits_of(spec)
+    if lacking := sorted({limit.name for limit in limits} - set(given)):
+        return f"no verdict of {', '.join(lacking)}"
+    may_be_open = {limit.name for limit in limits if limit.late and (spec.rollout.provisional or step.role == "shadow")}
+    back = [
+        verdict
+        for verdict in given.values()
+        if verdict.holds_back
+        and not (verdict.status is Status.INCONCLUSIVE and (promote_now or verdict.name in may_be_open))
+    ]
+    return _reasons(back) if back else None
+
+
+def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None) -> Decision:
+    """Judge what labels and outcomes say of a version by now: ``roll_back``, ``wait``, or ``advance`` to confirm it.
+
+    A provisional version is confirmed when every late limit passed on answers that had the time for their labels to
+    come, of which at least ``MATURE_SHARE`` came. How many of them each limit needs is its own minimum.
+    """
+    limits = tuple(limit for limit in limits_of(spec) if limit.late)
+    verdicts = judge(limits, Tally(), Tally(), late=late)
+    if failed := [verdict for verdict in verdicts if verdict.status is Status.FAIL]:
+        return Decision(action="roll_back", reason=f"{_reasons(failed)}; {came(late)}", verdicts=verdicts)
+    if release.phase is not Phase.PROVISIONAL:
+        return Decision(action="wait", reason=came(late), verdicts=verdicts)
+    opened = [verdict for verdict in verdicts if not verdict.passed]
+    if opened or not verdicts or late is None:
+        why = _reasons(opened) if opened else "no guard on labels or outcomes gave a verdict"
+        return Decision(action="wait", reason=f"{why}; {came(late)}", verdicts=verdicts)
+    needed = max(limit.minimum for limit in limits)
+    if late.due < needed:
+        reason = f"{late.due} of the {needed} answers needed are old enough for their labels to have come"
+        return Decision(action="wait", reason=reason, verdicts=verdicts)
+    by_label = any(isinstance(guard, PairedLossGuard | LabelMetricGuard) for guard in spec.late_guards)
+    if by_label and not (late.share or 0.0) >= MATURE_SHARE:
+        return Decision(
+            action="wait",
+            reason=f"{came(late)}; what comes early need not be like the rest: {MATURE_SHARE:.0%} is needed",
+            verdicts=verdicts,
+        )
+    return Decision(action="advance", reason=f"every guard on labels passed; {came(late)}", verdicts=verdicts)
+
+
+def came(late: LateEvidence | None) -> str:
+    """What share of the labels has come, in words."""
+    if late is None:
+        return "no labels were looked at"
+    if late.share is None:
+        return f"none of {late.answers} answers is old enough for its label to be due"
+    return f"{late.labelled} of {late.due} due labels have come ({late.share:.0%})"
+
+
+def evidence_digest(release: Release, verdicts: Iterable[Verdict]) -> str:
+    """The digest of what an approver is shown: the version's files, the champion, and what the gates found.
+
+    It does not depend on the order of the verdicts, nor on when or for which release they were shown.
+    """
+    shown = {
+        "model": release.model,
+        "version": release.version,
+        "bundle": release.bundle.digest,
+        "champion": release.champion,
+        "verdicts": sorted(verdict.model_dump_json() for verdict in verdicts),
+    }
+    return "sha256:" + hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+
+
+def _verdicts(spec: ModelSpec, release: Release, evidence: Evidence) -> tuple[Verdict, ...]:
+    status = evidence.gateway
+    total, step, champion = Tally(), Tally(), None
+    ejected: tuple[Verdict, ...] = ()
+    if status is not None and status.release == release.id:
+        # What a version was asked in shadow is evidence about the same model: guards judge both roles together, as
+        # the gateway does. How many answers a step itself needs is counted by role.
+        total = sum(status.total.get(release.version, {}).values(), Tally())
+        champion = status.total.get(status.champion, {}).get("served")
+        if status.rollout_step == release.step:
+            step = sum(status.step.get(release.version, {}).values(), Tally())
+    ejection = status.ejection if status is not None else None
+    if ejection is not None and (ejection.release, ejection.version) == (release.id, release.version):
+        reason = f"the gateway ejected version {release.version}: {ejection.reason}"
+        ejected = (Verdict(name="gateway", status=Status.FAIL, reason=reason, n=ejection.requests),)
+    return (*ejected, *judge(limits_of(spec), total, step, champion=champion, late=evidence.late))
+
+
+def _unobserved(release: Release, status: GatewayStatus | None) -> str | None:
+    """Why the gateway's figures are not about the step that the release stands in; ``None`` if they are."""
+    if status is None:
+        return "the gateway does not answer"
+    here = (status.release, status.generation, status.rollout_step)
+    if here != (release.id, release.generation, release.step):
+        seen = status.error or f"the gateway observes generation {status.generation} of release {status.release}"
+        return f"{seen}; waiting for generation {release.generation} of {release.id}"
+    if release.version not in status.loaded:
+        return f"version {release.version} is not loaded yet"
+    if not math.isfinite(status.observed_s):
+        return f"the gateway says that it observed the step for {status.observed_s} s"
+    return None
+
+
+def _missing(
+    spec: ModelSpec, step: PlannedStep, release: Release, status: GatewayStatus, verdicts: Sequence[Verdict]
+) -> str | None:
+    """What keeps the release in its step, or ``None``."""
+    if step.role == "warm_up":
+        return None
+    if release.promote_now:
+        return holds_back(spec, step, verdicts, promote_now=True)
+    if step.until_concluded:
+        return "the experiment is not concluded"
+    if (baked := status.observed_s) < (bake := step.bake.total_seconds()):
+        return f"baking, {baked:.0f} of {bake:g} s"
+    requests = status.step.get(release.version, {}).get(step.role, Tally()).requests
+    if requests < step.min_requests:
+        return f"{requests} of at least {step.min_requests} requests in {step.name}"
+    return holds_back(spec, step, verdicts)
+
+
+def _held(step: PlannedStep, release: Release, evidence: Evidence, verdicts: Sequence[Verdict]) -> str:
+    """Why a release goes on."""
+    if step.role == "warm_up":
+        return f"version {release.version} is loaded and warm"
+    if release.promote_now:
+        return f"let through {step.name} by hand: {release.reason}"
+    status = evidence.gateway
+    asked = status.step.get(release.version, {}) if status is not None else {}
+    requests = asked.get(step.role, Tally()).requests
+    passed = sum(verdict.passed for verdict in verdicts)
+    held = f"{step.name} held: {requests} requests, {passed} of {len(verdicts)} guards passed"
+    return held if passed == len(verdicts) else f"{held}, the rest waits for labels ({came(evidence.late)})"
+
+
+def _reasons(verdicts: Iterable[Verdict]) -> str:
+    return "; ".join(verdict.reason for verdict in verdicts)
