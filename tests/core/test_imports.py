@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 CORE = Path(__file__).parents[2] / "plugins" / "airlock" / "core"
-MODULES = sorted(f"airlock.core.{path.stem}" for path in CORE.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    ".".join(("airlock", "core", *path.relative_to(CORE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in CORE.rglob("*.py")
+)
 TOOLS = {
     "airflow",
     "bentoml",

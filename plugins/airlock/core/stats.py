@@ -40,7 +40,7 @@ def deviate(confidence: float) -> float:
     return NormalDist().inv_cdf(confidence)
 
 
-def wilson(hits: int, n: int, confidence: float) -> Interval:
+def wilson(hits: float, n: int, confidence: float) -> Interval:
     """Wilson's score interval of a share.
 
     Raises:
@@ -89,30 +89,6 @@ def roc_auc(labels: Floats, scores: Floats) -> float:
     return _placements(labels, scores)[0]
 
 
-def delong_interval(labels: Floats, scores: Floats, confidence: float) -> Interval:
-    """Interval of one ROC AUC (DeLong et al. 1988), cut to [0, 1].
-
-    Raises:
-        TooFew: fewer than two rows of a class.
-    """
-    auc, high, low = _placements(labels, scores)
-    half = deviate(confidence) * math.sqrt(high.var(ddof=1) / high.size + low.var(ddof=1) / low.size)
-    return Interval(auc, max(0.0, auc - half), min(1.0, auc + half))
-
-
-def delong_paired(labels: Floats, candidate: Floats, reference: Floats, confidence: float) -> Interval:
-    """Interval of the candidate's ROC AUC minus the reference's on the same rows (DeLong et al. 1988).
-
-    Raises:
-        TooFew: fewer than two rows of a class.
-    """
-    auc, high, low = _placements(labels, candidate)
-    other, other_high, other_low = _placements(labels, reference)
-    high, low = high - other_high, low - other_low
-    half = deviate(confidence) * math.sqrt(high.var(ddof=1) / high.size + low.var(ddof=1) / low.size)
-    return Interval(auc - other, auc - other - half, auc - other + half)
-
-
 def _average_precision(labels: Floats, scores: Floats) -> tuple[float, Floats]:
     """Average precision and each row's influence on it.
 
@@ -134,7 +110,8 @@ def _average_precision(labels: Floats, scores: Floats) -> tuple[float, Floats]:
     return average, influence
 
 
-def _log_losses(labels: Floats, scores: Floats) -> Floats:
+def log_losses(labels: Floats, scores: Floats) -> Floats:
+    """Each row's log loss."""
     clipped = np.clip(scores, _EPSILON, 1 - _EPSILON)
     losses: Floats = -(labels * np.log(clipped) + (1 - labels) * np.log1p(-clipped))
     return losses
@@ -148,7 +125,7 @@ def _estimate(metric: Metric, labels: Floats, scores: Floats, threshold: float) 
         case "pr_auc":
             return _average_precision(labels, scores)
         case "log_loss":
-            rows = _log_losses(labels, scores)
+            rows = log_losses(labels, scores)
         case "brier":
             rows = squares
         case "accuracy":
@@ -170,10 +147,45 @@ def _estimate(metric: Metric, labels: Floats, scores: Floats, threshold: float) 
     return mean, rows - mean
 
 
-def _around(estimate: float, influence: Floats, confidence: float) -> Interval:
+_Parts = tuple[float, tuple[Floats, ...]]
+"""A statistic, and independent samples whose means' variances add up to its own."""
+
+
+def _parts(metric: Metric, labels: Floats, scores: Floats, threshold: float) -> _Parts:
+    if labels.size == 0:
+        raise TooFew("no rows")
+    if metric == "roc_auc":
+        area, high, low = _placements(labels, scores)
+        return area, (high, low)
+    estimate, influence = _estimate(metric, labels, scores, threshold)
     if influence.size < 2:
         raise TooFew(f"{influence.size} rows; at least 2 are needed")
-    half = deviate(confidence) * float(influence.std(ddof=1)) / math.sqrt(influence.size)
+    return estimate, (influence,)
+
+
+def row_influence(metric: Metric, labels: Floats, scores: Floats, threshold: float) -> Floats:
+    """By how much each row pulls at a metric: its empirical influence, shape (rows,).
+
+    Raises:
+        TooFew: the rows cannot carry the metric.
+    """
+    estimate, parts = _parts(metric, labels, scores, threshold)
+    if len(parts) == 1:
+        return parts[0]
+    positive = labels == 1
+    influence = np.empty(labels.size)
+    for rows, part in zip((positive, ~positive), parts, strict=True):
+        influence[rows] = (part - estimate) * labels.size / part.size
+    return influence
+
+
+def _error(parts: tuple[Floats, ...]) -> float:
+    """Standard error of a statistic."""
+    return math.sqrt(sum(float(part.var(ddof=1)) / part.size for part in parts))
+
+
+def _around(estimate: float, parts: tuple[Floats, ...], confidence: float) -> Interval:
+    half = deviate(confidence) * _error(parts)
     return Interval(estimate, estimate - half, estimate + half)
 
 
@@ -182,18 +194,21 @@ def metric_interval(
 ) -> Interval:
     """A metric with its interval, in the metric's units; ``threshold`` turns probabilities into decisions.
 
+    ROC AUC by DeLong, cut to [0, 1]; accuracy by Wilson; the others by the normal approximation.
+
     Raises:
         TooFew: the rows cannot carry the metric.
     """
-    if labels.size == 0:
-        raise TooFew("no rows")
-    match metric:
-        case "roc_auc":
-            return delong_interval(labels, scores, confidence)
-        case "accuracy":
-            right = int(np.sum((scores >= threshold) == (labels == 1)))
-            return wilson(right, labels.size, confidence)
-    return _around(*_estimate(metric, labels, scores, threshold), confidence)
+    if metric == "accuracy":
+        return wilson(_right(labels, scores, threshold), labels.size, confidence)
+    interval = _around(*_parts(metric, labels, scores, threshold), confidence)
+    if metric == "roc_auc":
+        return Interval(interval.estimate, max(0.0, interval.low), min(1.0, interval.high))
+    return interval
+
+
+def _right(labels: Floats, scores: Floats, threshold: float) -> int:
+    return int(np.sum((scores >= threshold) == (labels == 1)))
 
 
 def metric_gain(
@@ -213,14 +228,57 @@ def metric_gain(
     Raises:
         TooFew: the rows cannot carry the metric.
     """
-    if labels.size == 0:
-        raise TooFew("no rows")
-    if metric == "roc_auc":
-        return delong_paired(labels, candidate, reference, confidence)
-    mean, influence = _estimate(metric, labels, candidate, threshold)
-    other, other_influence = _estimate(metric, labels, reference, threshold)
+    mine, of_mine = _parts(metric, labels, candidate, threshold)
+    other, of_other = _parts(metric, labels, reference, threshold)
     sign = 1 if metric in HIGHER_IS_BETTER else -1
-    return _around(sign * (mean - other), sign * (influence - other_influence), confidence)
+    return _around(
+        sign * (mine - other), tuple(sign * (one - two) for one, two in zip(of_mine, of_other, strict=True)), confidence
+    )
+
+
+def relative_gain(
+    metric: Metric,
+    labels: Floats,
+    candidate: Floats,
+    reference: Floats,
+    *,
+    confidence: float = 0.95,
+    threshold: float = 0.5,
+) -> Interval:
+    """:func:`metric_gain` as a share of the reference's metric, by the delta method for a ratio of paired metrics.
+
+    Raises:
+        TooFew: the rows cannot carry the metric, or the reference's is 0 and nothing is a share of it.
+    """
+    mine, of_mine = _parts(metric, labels, candidate, threshold)
+    other, of_other = _parts(metric, labels, reference, threshold)
+    if other == 0:
+        raise TooFew(f"{metric} of the reference is 0, and nothing can be told as a share of 0")
+    sign, ratio = 1 if metric in HIGHER_IS_BETTER else -1, mine / other
+    parts = tuple(sign * (one - ratio * two) / abs(other) for one, two in zip(of_mine, of_other, strict=True))
+    return _around(sign * (mine - other) / abs(other), parts, confidence)
+
+
+def shortfall_p_value(
+    metric: Metric, labels: Floats, scores: Floats, bound: float, *, at_least: bool, threshold: float = 0.5
+) -> float:
+    """One-sided p-value against "the metric keeps its bound": small when it falls short by more than chance.
+
+    Exact (binomial) for accuracy, by the normal approximation of the metric otherwise.
+
+    Raises:
+        TooFew: the rows cannot carry the metric.
+    """
+    if metric == "accuracy" and 0 <= bound <= 1 and labels.size:
+        from scipy.stats import binom
+
+        right = _right(labels, scores, threshold)
+        return float(binom.cdf(right, labels.size, bound) if at_least else binom.sf(right - 1, labels.size, bound))
+    estimate, parts = _parts(metric, labels, scores, threshold)
+    above, error = estimate - bound if at_least else bound - estimate, _error(parts)
+    if error == 0:
+        return 0.0 if above < 0 else 1.0
+    return NormalDist().cdf(above / error)
 
 
 def quantile_interval(values: Floats, q: float, *, confidence: float = 0.95) -> Interval:

@@ -14,6 +14,7 @@ from airlock.core.bundle import ONNX, sha256
 from airlock.core.errors import ArtifactCorrupt, DataInvalid
 from airlock.core.gates import BASELINE, GateEvidence, judge
 from airlock.core.refs import EvaluatedRef, OnnxRef, Ref
+from airlock.core.schema import interface_of
 from airlock.core.spec import LatencyGate, ModelSpec, ParityGate, SliceGate
 from airlock.core.verdict import Status, Verdict, fold
 from airlock.settings import Settings
@@ -74,7 +75,7 @@ def _judge(
         return (Verdict(name="answers", status=Status.FAIL, reason=f"the candidate cannot answer: {error}"),)
     # A model that answers differently once it is exported is never let through, asked for in the spec or not.
     extra: tuple[Verdict, ...] = () if any(isinstance(gate, ParityGate) for gate in spec.gates) else (parity,)
-    reference_inputs = None
+    theirs = None
     if champion is None:
         name = BASELINE
         reference: npt.NDArray[np.float64] | None = np.full(len(rows), float(split.train[spec.label.name].mean()))
@@ -82,7 +83,7 @@ def _judge(
         name, reference = f"version {champion_version}", None
         try:
             reigning = OnnxModel(Path(champion.path), digest=champion.digest)
-            reference_inputs = reigning.manifest.inputs
+            theirs = reigning.manifest
             reference = reigning.scores(rows)
         except (ArtifactCorrupt, DataInvalid) as error:
             reason = f"champion {name} cannot answer the evaluation rows: {error}"
@@ -99,7 +100,9 @@ def _judge(
         latency_ms=latency,
         size_bytes=(model.folder / ONNX).stat().st_size,
         inputs=model.manifest.inputs,
-        reference_inputs=reference_inputs,
+        reference_inputs=theirs.inputs if theirs else None,
+        interface=interface_of(model.manifest),
+        reference_interface=interface_of(theirs) if theirs else None,
         threshold=spec.label.threshold,
     )
     return (*judge(spec.gates, evidence), *extra)
@@ -127,7 +130,7 @@ def _log(
         for suffix, value in (("", verdict.estimate), ("_low", verdict.low), ("_high", verdict.high)):
             if value is not None and np.isfinite(value):
                 metrics[f"gate_{verdict.name}{suffix}"] = value
-    refused = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts if not verdict.passed)
+    refused = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in verdicts if verdict.holds_back)
     tags = {
         "airlock.gates": fold(verdicts),
         "airlock.refused": refused,
