@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -109,7 +109,7 @@ class Route(BaseModel):
 
     def sealed(self) -> Route:
         """The same document with its checksum."""
-        return self.model_copy(update={"checksum": _checksum(self)})
+        return self.model_copy(update={"checksum": _checksum(self.model_dump(mode="json"))})
 
     def to_json(self) -> str:
         return self.sealed().model_dump_json(indent=2)
@@ -120,14 +120,14 @@ class Route(BaseModel):
         return self.weights.get(self.candidate, 0.0) if self.candidate else 0.0
 
 
-def _checksum(route: Route) -> str:
-    content = route.model_dump(mode="json", exclude={"checksum"})
+def _checksum(document: dict[str, Any]) -> str:
+    content = {name: value for name, value in document.items() if name != "checksum"}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def parse_route(text: str | bytes) -> Route:
-    """Read a document back.
+    """Read a document back. Its checksum is that of what was written: fields that came later have their defaults.
 
     Raises:
         RouteError: it is torn, was changed, or breaks a rule.
@@ -136,10 +136,10 @@ def parse_route(text: str | bytes) -> Route:
         route = Route.model_validate_json(text)
     except ValidationError as error:
         raise RouteError(f"not a route document: {error}") from error
-    if route.checksum != _checksum(route):
+    if route.checksum != (found := _checksum(json.loads(text))):
         raise RouteError(
             f"route {route.model} generation {route.generation}: checksum {route.checksum or 'missing'} does not "
-            f"match its content ({_checksum(route)}); it was changed by hand or torn, write it again from the ledger"
+            f"match its content ({found}); it was changed by hand or torn, write it again from the ledger"
         )
     return route
 
