@@ -46,17 +46,30 @@ def breach(limits: Iterable[Limit], total: Tally, step: Tally) -> str | None:
         if limit.signal == "late":
             continue
         for tally in (total, step):
-            seen = _seen(limit, tally)
-            value = abs(seen.total) if limit.signal == "difference" else seen.total
-            # Not written as value > bound, because NaN must go on.
-            if 0 <= value <= limit.bound * seen.n:
+            if _keeps(limit, tally):
                 continue
+            seen = _seen(limit, tally)
             if problem := _untrue(limit, seen):
                 return problem
             alpha = _alpha(limit, of_step=tally is not total)
             if _exceeds(limit, seen, alpha):
                 return _broken(limit, tally, seen, alpha, of_step=tally is not total)
     return None
+
+
+def _keeps(limit: Limit, tally: Tally) -> bool:
+    """Whether the plain average keeps a live limit; NaN and what is negative do not."""
+    bound, signal = limit.bound, limit.signal
+    if signal == "errors":
+        return 0 <= tally.errors <= bound * tally.requests
+    if signal == "slow":
+        return 0 <= tally.slow.get(limit.name, 0) <= bound * tally.requests
+    if signal == "fallbacks":
+        return 0 <= tally.fallbacks <= bound * tally.requests
+    if signal == "difference":
+        return abs(tally.difference.total) <= bound * tally.difference.n
+    sums = tally.absolute if signal == "absolute" else tally.flips
+    return 0 <= sums.total <= bound * sums.n
 
 
 def judge(

@@ -42,28 +42,29 @@ class Interval(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _bets(share: float) -> tuple[tuple[float, float], ...]:
-    """The bets that are mixed against a bound at ``share`` of the way through the range: (bet, log of its weight).
+def _bets(share: float) -> tuple[float, ...]:
+    """The bets that are mixed evenly against a bound that lies at ``share`` of the range.
 
-    Against a rate, the bet ``(p - share) / (1 - share)`` is the likelihood ratio of the rate ``p``. These rates lie
-    evenly on the log-odds scale, from 1.05 times the bound's odds to nine tenths of the way from the bound to 1: a
-    small excess is found in the end and a large one at once.
+    Against a rate, the bet ``(p - share) / (1 - share)`` is the likelihood ratio of the rate ``p``. These rates go
+    from 1.02 times the bound's odds to nine tenths of the way from the bound to 1, spaced quadratically in log odds
+    because a small excess, which takes the most observations, is the one that needs a bet close to its best.
     """
-    odds = share / (1 - share)
-    first, last = math.log(1.05 * odds), math.log((1 - 0.1 * (1 - share)) / (0.1 * (1 - share)))
-    rates = (1 / (1 + math.exp(-(first + (last - first) * index / (_POINTS - 1)))) for index in range(_POINTS))
-    return tuple(((rate - share) / (1 - share), -math.log(_POINTS)) for rate in rates)
+    odds = math.log(share / (1 - share))
+    first, last = math.log(1.02) + odds, math.log((1 - 0.1 * (1 - share)) / (0.1 * (1 - share)))
+    log_odds = (first + (last - first) * (index / (_POINTS - 1)) ** 2 for index in range(_POINTS))
+    return tuple((1 / (1 + math.exp(-value)) - share) / (1 - share) for value in log_odds)
 
 
-def _log_sum(logs: list[float]) -> float:
+def _log_mean(logs: list[float]) -> float:
+    """Log of the mean of what the logs are of."""
     top = max(logs)
-    return top + math.log(sum(math.exp(value - top) for value in logs))
+    return top + math.log(sum(math.exp(value - top) for value in logs) / len(logs))
 
 
 @functools.lru_cache(maxsize=256)
-def _rate_bets(bound: float) -> tuple[tuple[float, float, float], ...]:
-    """For each bet against a rate: log of its weight, and what a hit and a miss add to its log."""
-    return tuple((weight, math.log1p(bet * (1 / bound - 1)), math.log1p(-bet)) for bet, weight in _bets(bound))
+def _rate_bets(bound: float) -> tuple[tuple[float, float], ...]:
+    """What a hit and a miss add to the log of each bet against a rate."""
+    return tuple((math.log1p(bet * (1 / bound - 1)), math.log1p(-bet)) for bet in _bets(bound))
 
 
 def rate_log_e_value(hits: int, n: int, bound: float) -> float:
@@ -75,7 +76,7 @@ def rate_log_e_value(hits: int, n: int, bound: float) -> float:
     1970; Howard et al. 2021, section 3). ``bound`` lies in (0, 1).
     """
     misses = n - hits
-    return _log_sum([weight + hits * hit + misses * miss for weight, hit, miss in _rate_bets(bound)])
+    return _log_mean([hits * hit + misses * miss for hit, miss in _rate_bets(bound)])
 
 
 def mean_log_e_value(
@@ -102,12 +103,8 @@ def mean_log_e_value(
     squared = max(squares - 2 * least * total + n * least * least, summed * summed / n)
     full, size = summed * summed / squared, squared / summed / scale
     empty = max(0.0, n - full)
-    return _log_sum(
-        [
-            weight + full * math.log1p(bet * (size - 1)) + empty * math.log1p(-bet)
-            for bet, weight in _bets(scale / (greatest - least))
-        ]
-    )
+    bets = _bets(scale / (greatest - least))
+    return _log_mean([full * math.log1p(bet * (size - 1)) + empty * math.log1p(-bet) for bet in bets])
 
 
 def mean_interval(
