@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +15,18 @@ import pandas as pd
 from airlock.core.bundle import ONNX, sha256
 from airlock.core.errors import ArtifactCorrupt, DataInvalid
 from airlock.core.gates import BASELINE, GateEvidence, judge
-from airlock.core.refs import EvaluatedRef, OnnxRef, Ref
+from airlock.core.refs import EvaluatedRef, OnnxRef, Ref, TrainingSetRef
 from airlock.core.schema import interface_of
-from airlock.core.spec import LatencyGate, ModelSpec, ParityGate, SliceGate
+from airlock.core.spec import FairnessGate, LatencyGate, ModelSpec, ParityGate, SliceGate
 from airlock.core.verdict import Status, Verdict, fold
 from airlock.settings import Settings
 from airlock.steps import tracking
+from airlock.steps.feature_parity import feature_values
 from airlock.steps.inference import OnnxModel
+from airlock.steps.snapshot import read_table, snapshot_of
 from airlock.steps.training import Split
+
+log = logging.getLogger(__name__)
 
 _LATENCY_ROWS = 500
 
@@ -45,7 +51,7 @@ def evaluate(
     with tracking.failing(settings, onnx.trained.run_id):
         split = Split(spec, onnx.trained.training_set)
         model = OnnxModel(Path(onnx.path), digest=onnx.digest)
-        verdicts = _judge(spec, split, model, onnx.parity, champion, champion_version)
+        verdicts = _judge(spec, settings, split, model, onnx, champion, champion_version)
         content = {
             "model": spec.model,
             "bundle": onnx.digest,
@@ -64,7 +70,13 @@ def evaluate(
 
 
 def _judge(
-    spec: ModelSpec, split: Split, model: OnnxModel, parity: Verdict, champion: Ref | None, champion_version: str | None
+    spec: ModelSpec,
+    settings: Settings,
+    split: Split,
+    model: OnnxModel,
+    onnx: OnnxRef,
+    champion: Ref | None,
+    champion_version: str | None,
 ) -> tuple[Verdict, ...]:
     rows = split.evaluation
     labels = rows[spec.label.name].to_numpy(np.float64)
@@ -74,7 +86,7 @@ def _judge(
     except DataInvalid as error:
         return (Verdict(name="answers", status=Status.FAIL, reason=f"the candidate cannot answer: {error}"),)
     # A model that answers differently once it is exported is never let through, asked for in the spec or not.
-    extra: tuple[Verdict, ...] = () if any(isinstance(gate, ParityGate) for gate in spec.gates) else (parity,)
+    extra: tuple[Verdict, ...] = () if any(isinstance(gate, ParityGate) for gate in spec.gates) else (onnx.parity,)
     theirs = None
     if champion is None:
         name = BASELINE
@@ -88,24 +100,42 @@ def _judge(
         except (ArtifactCorrupt, DataInvalid) as error:
             reason = f"champion {name} cannot answer the evaluation rows: {error}"
             extra = (*extra, Verdict(name="champion_answers", status=Status.ERROR, reason=reason))
-    columns = {gate.column for gate in spec.gates if isinstance(gate, SliceGate)} & set(rows.columns)
+    columns = {gate.column for gate in spec.gates if isinstance(gate, SliceGate | FairnessGate)}
     evidence = GateEvidence(
         task=spec.task,
         labels=labels,
         candidate=scores,
         reference=reference,
         reference_name=name,
-        slices={column: rows[column].to_numpy(object) for column in columns},
-        parity=parity,
+        slices=_columns(spec, settings, onnx.trained.training_set, rows, columns),
+        parity=onnx.parity,
         latency_ms=latency,
         size_bytes=(model.folder / ONNX).stat().st_size,
         inputs=model.manifest.inputs,
         reference_inputs=theirs.inputs if theirs else None,
         interface=interface_of(model.manifest),
         reference_interface=interface_of(theirs) if theirs else None,
+        features=feature_values(spec, settings, onnx.trained.training_set),
         threshold=spec.label.threshold,
     )
     return (*judge(spec.gates, evidence), *extra)
+
+
+def _columns(
+    spec: ModelSpec, settings: Settings, training_set: TrainingSetRef, rows: pd.DataFrame, wanted: set[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """Columns to group the rows by: of the training set, or of the events, which hold what no model may learn from."""
+    found = {name: rows[name].to_numpy(object) for name in wanted & set(rows.columns)}
+    if others := sorted(wanted - set(found)):
+        try:
+            events = read_table(snapshot_of(spec, settings, training_set), spec.data.table).set_index(spec.data.key)
+        except ArtifactCorrupt as error:
+            log.warning("%s: cannot group by %s: %s", spec.model, others, error)
+            return found
+        if not events.index.has_duplicates:
+            there = [name for name in others if name in events]
+            found |= {name: events[name].reindex(rows[spec.data.key]).to_numpy(object) for name in there}
+    return found
 
 
 def latencies(model: OnnxModel, rows: pd.DataFrame) -> npt.NDArray[np.float64]:

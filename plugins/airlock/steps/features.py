@@ -25,6 +25,7 @@ from airlock.core.refs import SnapshotRef, TrainingSetRef
 from airlock.core.spec import Features, ModelSpec
 from airlock.settings import Settings
 from airlock.steps import leaks, point_in_time
+from airlock.steps.feature_parity import feature_values
 from airlock.steps.feature_repo import Repo, open_repo, quiet, repo_digest
 from airlock.steps.recipes import load_recipe
 from airlock.steps.snapshot import EVENT_TIMESTAMP, table_path, to_arrow, verify_snapshot
@@ -41,7 +42,7 @@ def training_set(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> 
 
     Columns: key, event time, label, label time, the entities, then the inputs in the spec's order
     (``float`` inputs as float32). Without ``features`` the inputs are columns of the events table.
-    Rows are in event order.
+    Rows are in event order. What the spec's feature parity gates compare is gathered along with it.
 
     Raises:
         DataInvalid: the snapshot was not validated, a row was lost, or something leaks.
@@ -66,13 +67,15 @@ def training_set(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> 
         making = path.with_suffix(f".{os.getpid()}")
         frame.to_parquet(making, index=False, compression="zstd", coerce_timestamps="us")
         making.replace(path)
-    return TrainingSetRef(
+    ref = TrainingSetRef(
         path=str(path),
         digest=sha256(path.read_bytes()),
         snapshot=snapshot.digest,
         until=snapshot.until,
         rows=manifest.tables[spec.data.table].rows,
     )
+    feature_values(spec, settings, ref)
+    return ref
 
 
 def _assemble(spec: ModelSpec, settings: Settings, snapshot: SnapshotRef) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from airlock.core.bundle import sha256
 from airlock.core.errors import ArtifactCorrupt, DataInvalid
-from airlock.core.refs import SnapshotRef
+from airlock.core.refs import SnapshotRef, TrainingSetRef
 from airlock.core.spec import ModelSpec
 from airlock.settings import Settings
 from airlock.steps.recipes import load_recipe
@@ -112,6 +112,22 @@ def verify_snapshot(snapshot: SnapshotRef) -> SnapshotManifest:
         if got != frozen.digest:
             raise ArtifactCorrupt(f"snapshot table {path} is {got}, expected {frozen.digest}; freeze the data again")
     return manifest
+
+
+def snapshot_of(spec: ModelSpec, settings: Settings, training_set: TrainingSetRef) -> SnapshotRef:
+    """The snapshot that a training set was made from, verified.
+
+    Raises:
+        ArtifactCorrupt: it is gone or was changed.
+    """
+    folder = _place(settings, spec.model, training_set.snapshot)
+    ref = SnapshotRef(path=str(folder), digest=training_set.snapshot, until=training_set.until, tables={})
+    manifest = verify_snapshot(ref)
+    return ref.model_copy(update={"tables": {name: table.rows for name, table in manifest.tables.items()}})
+
+
+def _place(settings: Settings, model: str, digest: str) -> Path:
+    return settings.snapshots / model / digest.removeprefix("sha256:")[:16]
 
 
 def table_path(snapshot: SnapshotRef, table: str) -> Path:
@@ -270,7 +286,7 @@ def _write(
         content = json.dumps(manifest.model_dump(mode="json"), indent=1).encode()
         (making / MANIFEST).write_bytes(content)
         digest = sha256(content)
-        final = parent / digest.removeprefix("sha256:")[:16]
+        final = _place(settings, spec.model, digest)
         ref = SnapshotRef(
             path=str(final), digest=digest, until=until, tables={name: table.rows for name, table in frozen.items()}
         )

@@ -66,7 +66,7 @@ def feature_parity(gate: FeatureParityGate, evidence: GateEvidence) -> Verdict:
     told = [f"{name} in {counts[name]} rows" for name in sorted(names, key=lambda name: -counts[name]) if counts[name]]
     compared = (
         f"{wrong} of {values} values differ between the online store and the point-in-time join, of {len(names)} "
-        f"features of {rows} entity rows; at most {gate.max_mismatch:.3%} may"
+        f"features of {rows} entity rows; at most {100 * gate.max_mismatch:g} % may"
     )
     parts = [compared]
     if told:
