@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from airlock import settings
+from tests.support import postgres
 
 # Machines are shared: how long an example took says nothing about the code.
 hypothesis.settings.register_profile(
@@ -37,3 +39,21 @@ def flights_home(prepared_flights: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AIRLOCK_HOME", str(home))
     monkeypatch.setenv("AIRLOCK_PROJECT", str(Path(__file__).parents[1]))
     return settings.load()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.Postgres]:
+    """A real PostgreSQL, started when the first test asks for it."""
+    with postgres.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty ledger; the test runs once on each kind of database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.db'}"
+        return
+    server: postgres.Postgres = request.getfixturevalue("postgres_server")
+    with server.database() as url:
+        yield url

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import DateTime, Dialect, ForeignKey, Index, TypeDecorator, UniqueConstraint, false
+from sqlalchemy import DateTime, Dialect, Double, ForeignKey, Index, TypeDecorator, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -54,7 +54,7 @@ class ReleaseRow(Base):
     run: Mapped[str | None]
     paused: Mapped[bool] = mapped_column(server_default=false())
     promote_now: Mapped[bool] = mapped_column(server_default=false())
-    extended_s: Mapped[float] = mapped_column(server_default="0")
+    extended_s: Mapped[float] = mapped_column(Double, server_default="0")
 
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy reads it from the class
 

@@ -22,7 +22,7 @@ def upgrade() -> None:
         sa.Column("run", sa.String),
         sa.Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
         sa.Column("promote_now", sa.Boolean, nullable=False, server_default=sa.false()),
-        sa.Column("extended_s", sa.Float, nullable=False, server_default="0"),
+        sa.Column("extended_s", sa.Double, nullable=False, server_default="0"),
     ):
         op.add_column("releases", column)
     op.add_column("journal", sa.Column("evidence", sa.String))
@@ -129,8 +129,8 @@ def _refuse_changes(table: str) -> None:
             )
         # REPLACE deletes without asking the trigger above.
         op.execute(
-            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
-            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id) "  # noqa: S608 - our own names
+            f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "  # noqa: S608 - names of our own
+            f"WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id) "
             f"BEGIN SELECT RAISE(ABORT, '{said}'); END"
         )
         return
