@@ -6,37 +6,79 @@ Both can be made again from the ledger at any time; neither is ever read to deci
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from pathlib import Path
+from typing import Protocol
 
-from airlock.core.errors import RouteError
+from airlock.core.errors import RouteError, Unavailable
+from airlock.core.release import LIVE, WAITING
 from airlock.core.route import Route, parse_route
+from airlock.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+
+class Aliases(Protocol):
+    """Where the names ``champion`` and ``candidate`` are shown; MLflow's registry."""
+
+    def set_alias(self, model: str, alias: str, version: str) -> None: ...
+
+    def clear_alias(self, model: str, alias: str, version: str) -> None:
+        """Remove the alias if it names ``version``."""
 
 
 def project_route(folder: Path, route: Route) -> bool:
     """Write the document for the gateway, whole or not at all.
 
-    A document of a later generation that lies there already is left alone. Returns whether the
-    file was written.
+    A document of a later generation that lies there already is left alone. Returns whether the file was written.
+
+    Raises:
+        Unavailable: the file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     target = folder / f"{route.model}.json"
-    with (folder / f".{route.model}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _generation(target) >= route.generation:
-            return False
-        temporary = folder / f".{route.model}.{os.getpid()}.tmp"
-        with temporary.open("w") as file:
-            file.write(route.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / f".{route.model}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lying = read_route(folder, route.model)
+            if lying is not None and (lying.generation > route.generation or lying == route.sealed()):
+                return False
+            temporary = folder / f".{route.model}.{os.getpid()}.tmp"
+            with temporary.open("w") as file:
+                file.write(route.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+    except OSError as error:
+        raise Unavailable(
+            f"generation {route.generation} of {route.model} is decided, but {target} cannot be written ({error}); "
+            "the gateway goes on with the one before. Make room and run: airlock reconcile"
+        ) from error
     return True
 
 
-def _generation(path: Path) -> int:
-    """The generation of a whole document; 0 for a missing or torn one, which is to be replaced."""
+def read_route(folder: Path, model: str) -> Route | None:
+    """The document that lies there; ``None`` for a missing or torn one, which is to be replaced."""
     try:
-        return parse_route(path.read_bytes()).generation
+        return parse_route((folder / f"{model}.json").read_bytes())
     except (FileNotFoundError, RouteError):
-        return 0
+        return None
+
+
+def show_aliases(ledger: Ledger, model: str, aliases: Aliases) -> None:
+    """Make the aliases say what the ledger says: who is champion, and that no release that ended is a candidate.
+
+    Somebody may promote in between, and an alias is whatever was written last: it is written until it agrees.
+
+    Raises:
+        Unavailable: the registry does not answer.
+    """
+    shown = None
+    while (champion := ledger.champion(model)) is not None and champion.version != shown:
+        aliases.set_alias(model, "champion", champion.version)
+        shown = champion.version
+    going = {release.version for release in ledger.releases(model, phases=WAITING | LIVE)}
+    ended = {effect.release for effect in ledger.pending_effects(model) if effect.kind == "aliases" and effect.release}
+    for version in sorted({ledger.release(release).version for release in ended} - going):
+        aliases.clear_alias(model, "candidate", version)

@@ -1,0 +1,135 @@
+"""Ways back: from a release on its way to the champion, and from the champion to the last good version."""
+
+from __future__ import annotations
+
+from airlock.control.traffic import Traffic
+from airlock.control.turn import CONTROLLER, Controller, Turn
+from airlock.core.errors import Conflict, NotFound
+from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Event, Phase, Release, next_phase
+from airlock.core.route import Route
+from airlock.ledger import VersionRecord
+
+
+class Rollbacks(Controller):
+    """Needs the ledger and the route's file alone: what it goes back to is loaded in the gateway already."""
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self.spec, self.settings, self.ledger)
+
+    def roll_back(self, release_id: str, *, reason: str, actor: str = CONTROLLER) -> Release:
+        """Take a release off traffic: to the champion, or from a provisional champion to the last good version.
+
+        Raises:
+            Conflict: it was promoted for good: its traffic goes elsewhere only when somebody says so.
+            NotFound: it is the provisional champion, and there is no good version to go back to.
+        """
+        with self.turn() as turn:
+            release = self.ledger.release(release_id)
+            if release.phase is Phase.PROMOTED:
+                raise Conflict(
+                    f"release {release.id} of version {release.version} was promoted; to go back to an earlier version "
+                    f"roll back the model: airlock rollback {release.model}"
+                )
+            if release.phase in TERMINAL:
+                return release
+            if release.phase is Phase.PROVISIONAL and self._is_champion(release):
+                self._back_to(turn, None, actor=actor, reason=reason)
+                return self.ledger.release(release_id)
+            return self._end(turn, release, Event.ROLL_BACK, actor=actor, reason=reason)
+
+    def abort(self, release_id: str, *, actor: str, reason: str) -> Release:
+        """End a release by hand; all traffic goes to the champion."""
+        with self.turn() as turn:
+            release = self.ledger.release(release_id)
+            if release.phase is Phase.ABORTED:
+                return release
+            return self._end(turn, release, Event.ABORT, actor=actor, reason=reason)
+
+    def restore(self, release_id: str) -> Release:
+        """Teardown of a release: whatever is not promoted by now leaves no traffic behind."""
+        with self.turn() as turn:
+            release = self.ledger.release(release_id)
+            if release.phase in HELD | TERMINAL:
+                return release
+            reason = "the release ended before it was promoted"
+            return self._end(turn, release, Event.ROLL_BACK, actor=CONTROLLER, reason=reason)
+
+    def version_before(self) -> str:
+        """The last good version before the champion.
+
+        Raises:
+            NotFound: there is none.
+        """
+        return self._way_back(None)[1].version
+
+    def roll_back_model(self, to: str | None, *, actor: str, reason: str) -> Route:
+        """One step back, to the last good version before the champion, or to ``to``.
+
+        A release on its way is taken back first.
+
+        Raises:
+            NotFound: there is no such good version; the message names those there are.
+        """
+        with self.turn() as turn:
+            return self._back_to(turn, to, actor=actor, reason=reason)
+
+    def _back_to(self, turn: Turn, to: str | None, *, actor: str, reason: str) -> Route:
+        model = self.spec.model
+        champion, target = self._way_back(to)
+        for release in self.ledger.releases(model, phases=LIVE | WAITING):
+            why = f"{model} is rolled back to {target.version}: {reason}"
+            self._end(turn, release, Event.ROLL_BACK, actor=actor, reason=why)
+        text = f"rolled back from version {champion.version} to {target.version}: {reason}"
+        route = self.traffic.to_champion(target, reason=text, now=turn.now, without={champion.version})
+        turn.move(
+            self.ledger.release(champion.release),
+            Event.ROLL_BACK,
+            actor=actor,
+            reason=text,
+            route=route,
+            effects=("aliases", "champion_asset", "record"),
+        )
+        return route
+
+    def _end(
+        self, turn: Turn, release: Release, event: Event, *, actor: str, reason: str, evidence: str | None = None
+    ) -> Release:
+        """End a release that is not the champion. Whatever traffic it has, or was kept loaded for, ends with it."""
+        next_phase(release.phase, event)  # before a route is made for it: a release that has ended gets none
+        champion = self.ledger.champion(self.spec.model)
+        current = self.ledger.route(self.spec.model)
+        text = f"version {release.version}: {event.replace('_', ' ')}: {reason}"
+        route = None
+        if champion is not None and release.phase in LIVE:
+            route = self.traffic.to_champion(champion, reason=text, now=turn.now, without={release.version})
+        elif current is not None and release.phase in HELD and release.version in current.versions:
+            # Another version is champion by now, and a third one may be on its way in this route: it stays so.
+            turn.reroute(self.traffic.without(release.version, current, reason=text, now=turn.now), actor=actor)
+        return turn.move(
+            release,
+            event,
+            actor=actor,
+            reason=reason,
+            route=route,
+            evidence=evidence,
+            effects=("aliases", "record"),
+        )
+
+    def _is_champion(self, release: Release) -> bool:
+        champion = self.ledger.champion(self.spec.model)
+        return champion is not None and champion.release == release.id
+
+    def _way_back(self, to: str | None) -> tuple[VersionRecord, VersionRecord]:
+        """The champion, and the earlier good version to go to."""
+        model = self.spec.model
+        champion = self.ledger.champion(model)
+        if champion is None:
+            raise NotFound(f"{model} has no champion: there is nothing to roll back")
+        earlier = [record for record in self.ledger.good_versions(model) if record.version != champion.version]
+        target = next((record for record in earlier if to is None or record.version == to), None)
+        if target is None:
+            versions = ", ".join(record.version for record in earlier) or "none"
+            wanted = f"version {to}" if to else "an earlier version"
+            raise NotFound(f"{model}: {wanted} was never promoted or was taken back; good ones: {versions}")
+        return champion, target

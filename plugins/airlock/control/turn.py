@@ -1,0 +1,211 @@
+"""A controller's turn at a model: alone, under a lease, with every decision in the ledger before it is in effect.
+
+The order of every change is the same. One transaction of the ledger holds the new phase, the journal's entry, the
+route and the effects that have to follow; then the effects are done; then they are marked as done. A controller that
+is killed in between leaves its effects pending, and whoever has the next turn does them first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+from airlock.control.projection import Aliases, project_route, show_aliases
+from airlock.core.errors import AirlockError, Conflict
+from airlock.core.release import Event, Release
+from airlock.core.route import Route
+from airlock.core.spec import ModelSpec
+from airlock.core.verdict import Verdict
+from airlock.ledger import Effect, EffectKind, Lease, Ledger
+from airlock.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CONTROLLER = "airlock"
+"""Who acts when no person does."""
+LEASE = timedelta(seconds=5)
+"""How long a turn lasts at most. It holds a transaction and the writing of a file; MLflow is asked after it."""
+PATIENCE = timedelta(seconds=6)
+"""How long another's turn is waited for: longer than a lease lasts whose holder was killed."""
+_AGAIN_S = 0.05
+_SKEW = timedelta(minutes=1)
+"""How far the clocks of two machines may be apart before a lease counts as one from before a clock was put back."""
+
+
+def _utcnow() -> datetime:
+    return datetime.now(UTC)
+
+
+class Controller:
+    """What every part of release control stands on. See ``ReleaseControl``."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        settings: Settings,
+        ledger: Ledger,
+        *,
+        aliases: Aliases | None = None,
+        clock: Callable[[], datetime] = _utcnow,
+        holder: str | None = None,
+        patience: timedelta = PATIENCE,
+    ) -> None:
+        self.spec = spec
+        self.settings = settings
+        self.ledger = ledger
+        self.holder = holder or f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+        self.aliases = aliases
+        self.clock = clock
+        self._patience = patience
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Be alone in changing the model. What an earlier controller left undone is done first.
+
+        Raises:
+            Conflict: another controller holds the model and does not let go.
+        """
+        lease = self._take()
+        turn = Turn(self, lease)
+        try:
+            turn.project()
+            yield turn
+        finally:
+            self._give_back(lease)
+        if turn.moved:
+            self.catch_up()
+
+    def catch_up(self) -> bool:
+        """Show the aliases that are still to be shown. Traffic never waits for it: a registry that is down is told,
+        and the effects stay pending. Returns whether none is left.
+        """
+        pending = self.pending("aliases")
+        if not pending:
+            return True
+        if self.aliases is None:
+            return False
+        try:
+            show_aliases(self.ledger, self.spec.model, self.aliases)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the traffic has moved already
+            log.warning("%s: the MLflow aliases are behind the ledger: %s", self.spec.model, error)
+            return False
+        for effect in pending:
+            self.done(effect)
+        return True
+
+    def pending(self, kind: EffectKind) -> list[Effect]:
+        """The effects of a kind that were decided on and are not done yet, the oldest first."""
+        return [effect for effect in self.ledger.pending_effects(self.spec.model) if effect.kind == kind]
+
+    def done(self, effect: Effect) -> None:
+        """Say that an effect is done."""
+        self.ledger.effect_done(effect, self.clock())
+
+    def _take(self) -> Lease:
+        model, give_up = self.spec.model, time.monotonic() + self._patience.total_seconds()
+        while True:
+            now = self.clock()
+            try:
+                return self.ledger.lease(model, self.holder, ttl=LEASE, now=now)
+            except Conflict:
+                held = self.ledger.lease_of(model)
+                if held is not None and held.expires_at > now + LEASE + _SKEW:
+                    # No lease is granted for so long: the clock was put back since. It is taken over as its holder
+                    # could, which fences that one off.
+                    return self.ledger.lease(model, held.holder, ttl=LEASE, now=now)
+                if time.monotonic() >= give_up:
+                    raise
+            time.sleep(_AGAIN_S)
+
+    def _give_back(self, lease: Lease) -> None:
+        try:
+            self.ledger.release_lease(lease)
+        except AirlockError as error:
+            log.warning("%s: the lease is not given back and runs out by itself: %s", self.spec.model, error)
+
+
+class Turn:
+    """Writes under one lease."""
+
+    def __init__(self, controller: Controller, lease: Lease) -> None:
+        self._controller = controller
+        self._lease = lease
+        self.moved = False
+
+    @property
+    def now(self) -> datetime:
+        return self._controller.clock()
+
+    def open(self, release: Release, *, key: str, actor: str, verdicts: Sequence[Verdict] = ()) -> Release:
+        """Open a release, or find the one that was opened with the same ``key``."""
+        return self._controller.ledger.open(release, key=key, actor=actor, verdicts=verdicts, lease=self._lease)
+
+    def move(
+        self,
+        release: Release,
+        event: Event,
+        *,
+        actor: str,
+        reason: str,
+        step: str | None = None,
+        route: Route | None = None,
+        effects: Sequence[EffectKind] = (),
+        evidence: str | None = None,
+        changes: Mapping[str, object] | None = None,
+    ) -> Release:
+        """Move a release on and its traffic with it. The journal also says which pins end with the former route.
+
+        Raises:
+            Conflict: the machine forbids it, or somebody else wrote first.
+        """
+        ledger = self._controller.ledger
+        if route is not None and (former := ledger.route(release.model)) is not None:
+            kept = {pin.name for pin in route.pins}
+            reason += "".join(
+                f"; pin {p.name} ends with version {p.version}" for p in former.pins if p.name not in kept
+            )
+        moved = ledger.transition(
+            release,
+            event,
+            actor=actor,
+            reason=reason,
+            now=self.now,
+            step=step,
+            route=route,
+            evidence=evidence,
+            effects=("route", *effects) if route is not None else effects,
+            changes=changes,
+            lease=self._lease,
+        )
+        log.info("%s release %s of version %s: %s: %s", moved.model, moved.id, moved.version, event, reason)
+        self.moved = True
+        self.project()
+        return moved
+
+    def reroute(self, route: Route, *, actor: str, event: str = "reroute") -> Route:
+        """Put a route into effect that belongs to no transition."""
+        self._controller.ledger.route_only(
+            route, actor=actor, reason=route.reason, now=self.now, event=event, lease=self._lease
+        )
+        self.project()
+        return route
+
+    def record(self, release: Release, verdicts: Sequence[Verdict], *, step: str) -> None:
+        """Keep the verdicts of a step."""
+        self._controller.ledger.record(release, verdicts, step=step, now=self.now, lease=self._lease)
+
+    def project(self) -> bool:
+        """Have the gateway's file say what the ledger says. Returns whether it did not."""
+        ledger, model = self._controller.ledger, self._controller.spec.model
+        pending = self._controller.pending("route")
+        route = ledger.route(model)
+        written = route is not None and project_route(self._controller.settings.routes, route)
+        for effect in pending:
+            ledger.effect_done(effect, self.now)
+        return written
