@@ -19,7 +19,6 @@ from airlock.core.verdict import Status, Verdict
 from airlock.hooks.registry import RegistryHook
 from airlock.ledger import Ledger
 from airlock.operators.candidate import EvaluateGatesOperator, ExportOnnxOperator, RegisterVersionOperator
-from airlock.operators.cool_down import claim
 from airlock.operators.drift import DriftReportOperator, SignalDriftOperator
 from airlock.operators.features import MaterializeFeaturesOperator
 from airlock.operators.labels import JoinLabelsOperator
@@ -131,15 +130,6 @@ class TestFreeze:
         step("snapshot", freeze=Unavailable("the store is down"))
         with pytest.raises(Unavailable):
             run(FreezeSnapshotOperator, make_context())
-
-
-def test_a_claim_outlives_the_process(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "drift.json"
-    hour = timedelta(hours=1)
-    assert claim(path, key="one", at=APRIL, cool_down=hour) == "one"
-    assert claim(path, key="two", at=APRIL - hour / 2, cool_down=hour) == "one"
-    assert claim(path, key="two", at=APRIL + hour, cool_down=hour) == "two"
-    assert claim(path, key="one", at=APRIL + hour, cool_down=hour) == "one"
 
 
 @pytest.mark.usefixtures("home")

@@ -29,12 +29,17 @@ def current(engine: Engine) -> str | None:
     """
     try:
         with engine.connect() as connection:
-            return connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return _revision(connection)
     except (OperationalError, ProgrammingError) as error:
         with told(engine, "reading the ledger's revision"), engine.connect() as connection:
             if inspect(connection).has_table("alembic_version"):
                 raise error from None
         return None
+
+
+def _revision(connection: Connection) -> str | None:
+    found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+    return found
 
 
 def require_current(engine: Engine) -> None:
@@ -71,7 +76,7 @@ def _upgrade(connection: Connection) -> None:
     config.attributes["connection"] = connection
     tables = inspect(connection).get_table_names()
     if "alembic_version" in tables:
-        found = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        found = _revision(connection)
         known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
         if found is not None and found not in known:
             raise Unavailable(

@@ -12,7 +12,6 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airlock import assets
 from airlock.core.refs import SnapshotRef
 from airlock.operators.base import ModelOperator, refusals_are_final, run_key, time_of, triggering_extra
-from airlock.operators.cool_down import claim
 
 
 class FreezeSnapshotOperator(ModelOperator):
@@ -58,12 +57,8 @@ class FreezeSnapshotOperator(ModelOperator):
 
     def _answer_drift(self, context: Context, until: datetime) -> None:
         key = run_key(context)
-        owner = claim(
-            self.settings.runs / self.model / "drift.json",
-            key=key,
-            at=until,
-            cool_down=self.spec.retrain.cool_down,
-        )
+        ledger = self.ledger_hook.get_conn()
+        owner = ledger.claim(self.model, "drift", key, at=until, window=self.spec.retrain.cool_down)
         if owner != key:
             raise AirflowSkipException(f"run {owner} has answered this drift: it lies within the cool-down of {until}")
 
