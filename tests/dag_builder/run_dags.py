@@ -105,7 +105,7 @@ class Versions:
             judged_against=champion.version if champion else "baseline",
         )
 
-    def register(self, spec: Any, evaluated: EvaluatedRef, *, key: str) -> VersionRef:
+    def register(self, spec: Any, evaluated: EvaluatedRef, *, key: str, author: str | None) -> VersionRef:
         return self.version(spec.model, "1")
 
     def set_alias(self, model: str, alias: str, version: str) -> None: ...

@@ -203,7 +203,7 @@ class Registered:
         self.keys: list[str] = []
         self.aliases: dict[str, str] = {}
 
-    def register(self, spec: Any, evaluated: EvaluatedRef, *, key: str) -> VersionRef:
+    def register(self, spec: Any, evaluated: EvaluatedRef, *, key: str, author: str | None) -> VersionRef:
         self.keys.append(key)
         return VersionRef(model="toy", version="3", run_id="r1", bundle=Ref(path="/b", digest=DIGEST))
 

@@ -10,7 +10,7 @@ from airflow.sdk import Context
 from airlock.core.errors import GateRefused
 from airlock.core.refs import EvaluatedRef, OnnxRef, Ref, TrainedRef
 from airlock.core.verdict import Status, fold
-from airlock.operators.base import ModelOperator, refusals_are_final, run_key
+from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key
 from airlock.operators.links import MlflowRunLink
 
 
@@ -42,7 +42,7 @@ class EvaluateGatesOperator(ModelOperator):
     """Judge a candidate by every gate, against the champion on the same fresh rows.
 
     :param candidate: an ``OnnxRef``
-    :return: an ``EvaluatedRef``; unless every gate passed, the task fails with the reasons
+    :return: an ``EvaluatedRef``; unless every gate that is enforced passed, the task fails with the reasons
     """
 
     template_fields = ("candidate",)
@@ -69,7 +69,7 @@ class EvaluateGatesOperator(ModelOperator):
         for verdict in evaluated.verdicts:
             self.log.info("%s %s: %s", verdict.status.upper(), verdict.name, verdict.reason)
         if fold(evaluated.verdicts) is not Status.PASS:
-            refused = "; ".join(f"{v.name}: {v.reason}" for v in evaluated.verdicts if not v.passed)
+            refused = "; ".join(f"{v.name}: {v.reason}" for v in evaluated.verdicts if v.holds_back)
             raise GateRefused(
                 f"{self.model}: the candidate may not be registered. {refused or 'no gate gave a verdict'}"
             )
@@ -100,7 +100,7 @@ class RegisterVersionOperator(ModelOperator):
         if fold(evaluated.verdicts) is not Status.PASS:
             raise GateRefused(f"{self.model}: only a candidate that passed its gates can be registered")
         registry = self.registry_hook.get_conn()
-        version = registry.register(self.spec, evaluated, key=run_key(context))
+        version = registry.register(self.spec, evaluated, key=run_key(context), author=actor(context))
         registry.set_alias(self.model, "candidate", version.version)
         self.links[MlflowRunLink().name] = self.registry_hook.run_url(version.run_id)
         for outlet in self.outlets:
@@ -108,5 +108,5 @@ class RegisterVersionOperator(ModelOperator):
                 "version": version.version,
                 "skip_shadow": bool(self.skip_shadow),
             }
-        self.log.info("Registered %s version %s", version.model, version.version)
+        self.log.info("Registered %s version %s (%s)", version.model, version.version, version.semantic)
         return version.model_dump(mode="json")

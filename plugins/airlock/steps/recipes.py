@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from airlock.core.errors import SpecError
 from airlock.core.spec import ModelSpec
 from airlock.settings import Settings
+from airlock.steps.feature_repo import repo_digest
 
 if TYPE_CHECKING:
     import optuna
@@ -54,6 +56,25 @@ def load_recipe(spec: ModelSpec, settings: Settings) -> RecipeModule:
     if missing := [function for function in _FUNCTIONS if not callable(getattr(module, function, None))]:
         raise SpecError(f"{spec.model}: recipe {name} ({module.__file__}) does not define {', '.join(missing)}")
     return cast("RecipeModule", module)
+
+
+def definition_digest(spec: ModelSpec, settings: Settings) -> str:
+    """Changes when what makes the training rows and the model does: the data, the features, the recipe's code.
+
+    The recipe's code is every Python file in its package. Newer rows and other parameters change nothing here.
+
+    Raises:
+        SpecError: there is no such recipe.
+    """
+    module = cast("ModuleType", load_recipe(spec, settings))
+    path = Path(module.__file__ or "")
+    files = sorted(path.parent.glob("*.py")) if module.__package__ else [path]
+    digest = hashlib.sha256(spec.model_dump_json(include={"data": True, "features": True, "label": {"time"}}).encode())
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    if spec.features is not None:
+        digest.update(repo_digest(settings).encode())
+    return digest.hexdigest()
 
 
 def _import(name: str, project: Path) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from airlock import settings
 from airlock.core.bundle import verify
 from airlock.core.errors import GateRefused, NotFound, Unavailable
 from airlock.core.refs import EvaluatedRef, Ref, VersionRef
+from airlock.core.schema import schema_digest
+from airlock.core.semantic_version import Described, following
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Status, fold
 from airlock.steps import tracking
@@ -21,6 +22,7 @@ _BUNDLE = "airlock.bundle"
 _SCHEMA = "airlock.schema"
 _SEMANTIC = "airlock.semantic_version"
 _JUDGED_AGAINST = "airlock.judged_against"
+_AUTHOR = "airlock.author"
 
 
 class Registry:
@@ -35,10 +37,11 @@ class Registry:
         self.bundles = bundles or settings.load().bundles
         self._client = tracking.client(tracking_url)
 
-    def register(self, spec: ModelSpec, evaluated: EvaluatedRef, *, key: str) -> VersionRef:
+    def register(self, spec: ModelSpec, evaluated: EvaluatedRef, *, key: str, author: str | None = None) -> VersionRef:
         """Register a candidate that passed its gates. The same ``key`` gives the same version.
 
-        The version's bundle is then fetched from MLflow, so that what is packaged is what was stored.
+        ``author`` is who started its training. The version's bundle is then fetched from MLflow, so that what is
+        packaged is what was stored.
 
         Raises:
             GateRefused: a gate did not pass.
@@ -46,10 +49,12 @@ class Registry:
             Unavailable: MLflow does not answer.
         """
         if fold(evaluated.verdicts) is not Status.PASS:
-            refused = "; ".join(f"{v.name}: {v.reason}" for v in evaluated.verdicts if not v.passed)
+            refused = "; ".join(f"{v.name}: {v.reason}" for v in evaluated.verdicts if v.holds_back)
             raise GateRefused(f"{spec.model}: not registered, {refused or 'no gate gave a verdict'}")
         known = self._search(f"name = '{spec.model}' AND tags.`{_KEY}` = '{_quoted(key)}'")
-        version = known[0] if known else self._create(spec, evaluated, key)
+        version = known[0] if known else self._create(spec, evaluated, key, author)
+        if _SEMANTIC not in version.tags:
+            version = self._numbered(version)
         return self._ref(version)
 
     def version(self, model: str, version: str) -> VersionRef:
@@ -162,7 +167,7 @@ class Registry:
         except MlflowException as error:
             raise Unavailable(f"MLflow at {self.url} does not answer: {error.message}") from error
 
-    def _create(self, spec: ModelSpec, evaluated: EvaluatedRef, key: str) -> Any:
+    def _create(self, spec: ModelSpec, evaluated: EvaluatedRef, key: str, author: str | None) -> Any:
         from mlflow.exceptions import MlflowException
 
         trained = evaluated.onnx.trained
@@ -172,12 +177,12 @@ class Registry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise Unavailable(f"MLflow at {self.url} does not register: {error.message}") from error
         run = self._client.get_run(trained.run_id)
-        schema = hashlib.sha256(repr(sorted(spec.inputs.items())).encode()).hexdigest()
+        bundle = self.fetch(spec.model, trained.run_id, evaluated.onnx.digest)
         tags = {
             _KEY: key,
             _BUNDLE: evaluated.onnx.digest,
-            _SCHEMA: schema,
-            _SEMANTIC: self._semantic(spec.model, schema),
+            _SCHEMA: schema_digest(verify(Path(bundle.path), bundle.digest)),
+            tracking.DEFINITION: run.data.tags.get(tracking.DEFINITION, ""),
             "airlock.data_digest": trained.training_set.digest,
             "airlock.snapshot_digest": trained.training_set.snapshot,
             "airlock.until": trained.training_set.until.isoformat(),
@@ -185,6 +190,7 @@ class Registry:
             _JUDGED_AGAINST: evaluated.champion or "baseline",
             "airlock.git_commit": run.data.tags.get("mlflow.source.git.commit", "unknown"),
             "airlock.owner": spec.owner,
+            _AUTHOR: author or "",
             tracking.RUN_KEY: run.data.tags.get(tracking.RUN_KEY, ""),
         }
         model_id = run.data.tags.get("airlock.model_id")
@@ -196,14 +202,28 @@ class Registry:
         except MlflowException as error:
             raise Unavailable(f"MLflow at {self.url} did not create a version: {error.message}") from error
 
-    def _semantic(self, model: str, schema: str) -> str:
-        """Major changes with the inputs, minor with every other version."""
-        tagged = [each.tags for each in self._search(f"name = '{model}'") if _SEMANTIC in each.tags]
-        if not tagged:
-            return "1.0.0"
-        newest = max(tagged, key=lambda tags: [int(part) for part in tags[_SEMANTIC].split(".")])
-        major, minor, _ = (int(part) for part in newest[_SEMANTIC].split("."))
-        return f"{major}.{minor + 1}.0" if newest.get(_SCHEMA) == schema else f"{major + 1}.0.0"
+    def _numbered(self, version: Any) -> Any:
+        """The version with its semantic version, which is told by the tags of it and of all before it.
+
+        It is a step of its own, after MLflow has given the version its place in the order: two that are made at
+        once do not get the same number, and a step that was not taken is taken when the key comes again.
+        """
+        from mlflow.exceptions import MlflowException
+
+        found = [each for each in self._search(f"name = '{version.name}'") if _BUNDLE in each.tags]
+        before: Described | None = None
+        for each in sorted(found, key=lambda each: int(each.version)):
+            if int(each.version) > int(version.version):
+                break
+            schema, definition = each.tags.get(_SCHEMA) or None, each.tags.get(tracking.DEFINITION) or None
+            number = each.tags.get(_SEMANTIC) or following(before, schema=schema, definition=definition)
+            before = Described(number, schema, definition)
+        try:
+            if before is not None:
+                self._client.set_model_version_tag(version.name, version.version, _SEMANTIC, before.semantic)
+            return self._client.get_model_version(version.name, version.version)
+        except MlflowException as error:
+            raise Unavailable(f"MLflow at {self.url} did not number {version.name}: {error.message}") from error
 
     def _ref(self, version: Any) -> VersionRef:
         digest = version.tags.get(_BUNDLE)
@@ -216,6 +236,8 @@ class Registry:
             run_id=str(version.run_id),
             bundle=bundle,
             judged_against=version.tags.get(_JUDGED_AGAINST),
+            author=version.tags.get(_AUTHOR) or None,
+            semantic=version.tags.get(_SEMANTIC),
         )
 
     def fetch(self, model: str, run_id: str, digest: str) -> Ref:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_KEY = "airlock.run_key"
+DEFINITION = "airlock.definition_digest"
+"""Tag of a run and of its version: the digest of the data's and features' definitions and of the recipe."""
+
 REFERENCE = "reference.parquet"
 """Artifact of a training run: a sample of its training rows, which drift is measured against."""
 

@@ -26,7 +26,7 @@ from airlock.settings import Settings
 from airlock.steps import plots, tracking
 from airlock.steps.conversion import to_onnx
 from airlock.steps.inference import as_inputs
-from airlock.steps.recipes import RecipeModule, load_recipe
+from airlock.steps.recipes import RecipeModule, definition_digest, load_recipe
 
 if TYPE_CHECKING:
     import optuna
@@ -153,6 +153,7 @@ def train(
         "airlock.snapshot_digest": training_set.snapshot,
         "mlflow.source.git.commit": tracking.git_commit(settings.project),
         "airlock.lock_digest": tracking.lock_digest(settings.project),
+        tracking.DEFINITION: definition_digest(spec, settings),
         **{f"airlock.origin.{key}": value for key, value in origin.items()},
     }
     name = f"{spec.model} until {training_set.until:%Y-%m-%d}"
