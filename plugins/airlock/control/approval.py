@@ -30,10 +30,14 @@ class Approvals(Rollbacks):
     """Asks nobody: it counts what people answered in Airflow."""
 
     def evidence(self, release_id: str) -> str:
-        """The digest of what an approver has to be shown now: version, champion and what the gates found."""
-        release = self.ledger.release(release_id)
-        gates = [verdict for step, verdict in self.ledger.verdicts(release_id) if step == GATES]
-        return evidence_digest(release, gates)
+        """The digest of what an approver has to be shown now: version, champion and what the gates found.
+
+        The champion is the one of now, not the one of when the release was opened.
+        """
+        gates = {verdict.name: verdict for step, verdict in self.ledger.verdicts(release_id) if step == GATES}
+        champion = self.ledger.champion(self.spec.model)
+        shown = {"champion": champion.version if champion else None}
+        return evidence_digest(self.ledger.release(release_id).model_copy(update=shown), gates.values())
 
     def ballot(self, release_id: str) -> Ballot:
         """How the vote on a release stands."""

@@ -15,8 +15,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from airlock.core.guard_words import come
 from airlock.core.guards import judge, limits_of
 from airlock.core.release import Phase, PlannedStep, Release, planned
+from airlock.core.route import Limit
 from airlock.core.spec import LabelMetricGuard, ModelSpec, PairedLossGuard
 from airlock.core.tally import GatewayStatus, LateEvidence, Tally
 from airlock.core.verdict import Status, Verdict
@@ -24,6 +26,9 @@ from airlock.core.verdict import Status, Verdict
 MATURE_SHARE = 0.9
 """The share of the due labels that must have come before a provisional version counts as judged. Those that come
 early are not like those that come late; a tenth may be lost for good."""
+
+
+Action = Literal["wait", "advance", "hold", "roll_back", "wake"]
 
 
 class Evidence(BaseModel):
@@ -44,7 +49,7 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    action: Literal["wait", "advance", "hold", "roll_back", "wake"]
+    action: Action
     reason: str
     verdicts: tuple[Verdict, ...] = ()
 
@@ -118,40 +123,37 @@ def holds_back(
 def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None) -> Decision:
     """Judge what labels and outcomes say of a version by now: ``roll_back``, ``wait``, or ``advance`` to confirm it.
 
-    A provisional version is confirmed when every late limit passed on answers that had the time for their labels to
-    come, of which at least ``MATURE_SHARE`` came. How many of them each limit needs is its own minimum.
+    A provisional version is confirmed when every late limit passed and its labels are mature: as many answers as the
+    limits need had the time for their labels to come, and of these labels at least ``MATURE_SHARE`` came.
     """
     limits = tuple(limit for limit in limits_of(spec) if limit.late)
     verdicts = judge(limits, Tally(), Tally(), late=late)
+
+    def decided(action: Action, reason: str) -> Decision:
+        return Decision(action=action, reason=reason, verdicts=verdicts)
+
     if failed := [verdict for verdict in verdicts if verdict.status is Status.FAIL]:
-        return Decision(action="roll_back", reason=f"{_reasons(failed)}; {came(late)}", verdicts=verdicts)
+        return decided("roll_back", _reasons(failed))
+    if opened := [verdict for verdict in verdicts if not verdict.passed]:
+        return decided("wait", _reasons(opened))
+    if not limits or late is None:
+        return decided("wait", "no guard on labels or outcomes gave a verdict")
     if release.phase is not Phase.PROVISIONAL:
-        return Decision(action="wait", reason=came(late), verdicts=verdicts)
-    opened = [verdict for verdict in verdicts if not verdict.passed]
-    if opened or not verdicts or late is None:
-        why = _reasons(opened) if opened else "no guard on labels or outcomes gave a verdict"
-        return Decision(action="wait", reason=f"{why}; {came(late)}", verdicts=verdicts)
+        return decided("wait", f"release {release.id} is {release.phase}, which is not provisional; {come(late)}")
+    if immature := _immature(spec, limits, late):
+        return decided("wait", immature)
+    return decided("advance", f"every guard on labels and outcomes passed; {come(late)}")
+
+
+def _immature(spec: ModelSpec, limits: Sequence[Limit], late: LateEvidence) -> str | None:
+    """Why it is too early to call a version judged by its labels; ``None`` if it is not."""
     needed = max(limit.minimum for limit in limits)
     if late.due < needed:
-        reason = f"{late.due} of the {needed} answers needed are old enough for their labels to have come"
-        return Decision(action="wait", reason=reason, verdicts=verdicts)
+        return f"{late.due} of the {needed} answers needed are old enough for their labels to be due"
     by_label = any(isinstance(guard, PairedLossGuard | LabelMetricGuard) for guard in spec.late_guards)
     if by_label and not (late.share or 0.0) >= MATURE_SHARE:
-        return Decision(
-            action="wait",
-            reason=f"{came(late)}; what comes early need not be like the rest: {MATURE_SHARE:.0%} is needed",
-            verdicts=verdicts,
-        )
-    return Decision(action="advance", reason=f"every guard on labels passed; {came(late)}", verdicts=verdicts)
-
-
-def came(late: LateEvidence | None) -> str:
-    """What share of the labels has come, in words."""
-    if late is None:
-        return "no labels were looked at"
-    if late.share is None:
-        return f"none of {late.answers} answers is old enough for its label to be due"
-    return f"{late.labelled} of {late.due} due labels have come ({late.share:.0%})"
+        return f"{come(late)}; those that come early need not be like the rest: {MATURE_SHARE:.0%} must have come"
+    return None
 
 
 def evidence_digest(release: Release, verdicts: Iterable[Verdict]) -> str:
@@ -231,7 +233,8 @@ def _held(step: PlannedStep, release: Release, evidence: Evidence, verdicts: Seq
     requests = asked.get(step.role, Tally()).requests
     passed = sum(verdict.passed for verdict in verdicts)
     held = f"{step.name} held: {requests} requests, {passed} of {len(verdicts)} guards passed"
-    return held if passed == len(verdicts) else f"{held}, the rest waits for labels ({came(evidence.late)})"
+    known = come(evidence.late) if evidence.late is not None else "none was looked at"
+    return held if passed == len(verdicts) else f"{held}, the rest waits for labels ({known})"
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> str:
