@@ -27,6 +27,8 @@ def current(engine: Engine) -> str | None:
     Raises:
         Unavailable: it does not answer.
     """
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
+        return None  # to connect would make it
     try:
         with engine.connect() as connection:
             return _revision(connection)
