@@ -49,7 +49,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "airlock_requests",
-            "Requests by who was asked and how it went: answered, error or timeout",
+            "Requests by who was asked and how it went: answered, error, timeout, or fallback_ and what stood in",
             labels=("model", "version", "variant", "outcome"),
         )
         for labels, count in self.requests.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from airlock.core.bundle import Manifest
 from airlock.core.spec import Input, Task
 from airlock.core.tally import GatewayStatus
 from gateway.serving import Served
+from gateway.stand_ins import Means
 
 _REFERENCE = "#/components/schemas/{model}"
 _TYPES = {"float": "number", "int": "integer", "string": "string"}
@@ -108,6 +109,7 @@ def _model_schemas(name: str, manifest: Manifest) -> dict[str, Any]:
         "properties": {
             **{n: {"type": "array", "minItems": 1, "maxItems": limit, "items": item} for n, item in lists.items()},
             "key": {"type": "string", "minLength": 1, "maxLength": 256, "description": "Chooses the version"},
+            "attributes": _ATTRIBUTES,
         },
     }
     classified = {
@@ -118,10 +120,17 @@ def _model_schemas(name: str, manifest: Manifest) -> dict[str, Any]:
     rows["Prediction"] = _object(classified if manifest.task is Task.CLASSIFICATION else valued, {})
     answer = {
         "model": {"const": name},
-        "version": {"type": "string"},
-        "variant": {"enum": ["champion", "candidate"]},
+        "version": {"type": ["string", "null"], "description": "null: no version answered, but a rule or the default"},
+        "variant": {
+            "enum": ["champion", "candidate", "pinned", None],
+            "description": "What the version is in the route; pinned: neither, a pin names it; null: as with version",
+        },
         "request_id": {"type": "string"},
-        "fallback": {"type": "boolean", "description": "The champion answered for a version that could not"},
+        "fallback": {
+            "enum": [None, *get_args(Means)],
+            "description": "What stood in for a version that could not answer: the champion, the champion's cached "
+            "answer to the same inputs, a rule, or the default; null: nothing had to",
+        },
         "predictions": {"type": "array", "items": _ref(f"{name}.Prediction")},
     }
     rows |= {"Question": question, "Answer": _object(answer, {})}
@@ -187,6 +196,11 @@ _ERROR = {
             },
         }
     },
+}
+_ATTRIBUTES = {
+    "type": ["object", "null"],
+    "additionalProperties": {"type": ["string", "number", "boolean"]},
+    "description": "What pins and fallback rules may ask about beside the row's own values, such as who asks",
 }
 _TEXT = {"responses": {"200": {"description": "OK"}}}
 _PLAIN_PATHS = {

@@ -32,6 +32,11 @@ class Paths:
         return self.home / "gateway"
 
     @property
+    def evidence(self) -> Path:
+        """What the gateway counted of each model's release, for after a restart."""
+        return self.last_good / "evidence"
+
+    @property
     def feature_store(self) -> Path:
         return self.project / "feature_repo" / "feature_store.yaml"
 

@@ -34,10 +34,11 @@ _COLUMNS: dict[str, pa.DataType] = {
     "row": pa.int32(),
     "generation": pa.int64(),
     "release": pa.string(),
+    "pin": pa.string(),
     "version": pa.string(),
     "variant": pa.string(),
     "role": pa.string(),
-    "fallback": pa.bool_(),
+    "fallback": pa.string(),
     "error": pa.string(),
     "prediction": pa.float64(),
     "probability": pa.float64(),
@@ -47,12 +48,16 @@ _INPUT_TYPES = {"float": pa.float64(), "int": pa.int64(), "string": pa.string()}
 
 
 class Origin(NamedTuple):
-    """What all rows of one request share, whoever answers. ``columns`` are the inputs' names and types."""
+    """What all rows of one request share, whoever answers.
+
+    ``pin`` is the name of the pin that chose the version; ``columns`` are the inputs' names and types.
+    """
 
     at_us: int
     request_id: str
     generation: int
     release: str | None
+    pin: str | None
     keys: Sequence[str | None]
     event_times_us: Sequence[int | None]
     columns: tuple[tuple[str, str], ...]
@@ -60,17 +65,21 @@ class Origin(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One version's answer to one request. Without ``predictions`` the version failed for ``error``."""
+    """One answer to one request: a version's, or what stood in for it (``airlock.prediction_log`` names the columns).
+
+    Without ``predictions`` the version failed for ``error``. ``latency_ms`` is how long the version took, if one was
+    asked.
+    """
 
     origin: Origin
-    version: str
-    variant: str
+    version: str | None
+    variant: str | None
     role: str
-    fallback: bool
+    fallback: str | None
     error: str | None
     predictions: Sequence[float] | None
     probabilities: Sequence[float] | None
-    latency_ms: float
+    latency_ms: float | None
 
 
 class PredictionWriter:
@@ -154,11 +163,14 @@ def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa
         origin = entry.origin
         count = len(origin.rows)
         nothing = (None,) * count
+        every = [
+            *(origin.generation, origin.release, origin.pin, entry.version, entry.variant, entry.role),
+            *(entry.fallback, entry.error),
+        ]
         facts.extend(
             zip(
                 *((origin.at_us,) * count, origin.event_times_us, origin.keys, (origin.request_id,) * count),
-                *(range(count), (origin.generation,) * count, (origin.release,) * count, (entry.version,) * count),
-                *((entry.variant,) * count, (entry.role,) * count, (entry.fallback,) * count, (entry.error,) * count),
+                *(range(count), *((fact,) * count for fact in every)),
                 *(entry.predictions or nothing, entry.probabilities or nothing, (entry.latency_ms,) * count),
                 strict=True,
             )

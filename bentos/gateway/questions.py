@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -10,22 +11,40 @@ from airlock.core.errors import Unavailable
 from airlock.core.spec import Input
 from gateway.online import OnlineFeatures
 from gateway.refusals import Refused, shown
-from gateway.schema import Row, Schema, expected, list_of
+from gateway.schema import Row, Schema, expected, list_of, shown_name
 from gateway.serving import Effect
 
 MAX_KEY = 256
-_FIELDS = frozenset({"rows", "entities", "key"})
+_FIELDS = frozenset({"rows", "entities", "key", "attributes"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 class Question(NamedTuple):
-    """Rows in the order of the model's inputs, and what the log keeps of each."""
+    """Rows in the order of the model's inputs, and what the log keeps of each.
+
+    ``given`` are the rows or entities as they were sent. ``lost`` is why the features could not be read, if something
+    else may answer; their inputs are ``None`` then, and no version may be asked.
+    """
 
     rows: list[Row]
     keys: Sequence[str | None]
     event_times_us: Sequence[int | None]
-    key: str | None
+    given: Sequence[Mapping[str, Any]]
+    attributes: Mapping[str, Any]
+    lost: Refused | None = None
+
+    def facts(self, effect: Effect) -> list[dict[str, Any]]:
+        """What each row may be judged by: its inputs, what was sent in its place, and the request's attributes."""
+        names = tuple(effect.schema.inputs)
+        return [
+            {**dict(zip(names, row, strict=True)), **given, **self.attributes}
+            for row, given in zip(self.rows, self.given, strict=True)
+        ]
+
+    def segment(self, effect: Effect) -> Mapping[str, Any]:
+        """What the whole request may be judged by. Several rows may lie in several segments: theirs do not count."""
+        return self.facts(effect)[0] if len(self.rows) == 1 else self.attributes
 
 
 def routing_key(document: Any) -> str | None:
@@ -40,7 +59,7 @@ def routing_key(document: Any) -> str | None:
     for name, value in document.items():
         if name not in _FIELDS:
             raise Refused(422, "unknown_field", f"{shown(name)!r} is not a field of a request", field=shown(name),
-                          expected="rows or entities, and key", got=value)  # fmt: skip
+                          expected="rows or entities, key and attributes", got=value)  # fmt: skip
     if ("rows" in document) == ("entities" in document):
         raise Refused(422, "rows_or_entities", "a request carries either rows or entities",
                       expected="exactly one of rows and entities")  # fmt: skip
@@ -48,7 +67,23 @@ def routing_key(document: Any) -> str | None:
     if key is not None and (type(key) is not str or not 0 < len(key) <= MAX_KEY):
         raise Refused(422, "wrong_type", "key chooses the version and must be a string", field="key",
                       expected=f"string of 1 to {MAX_KEY} characters", got=key)  # fmt: skip
+    if "attributes" in document:
+        _check_attributes(document["attributes"])
     return key
+
+
+def _check_attributes(attributes: object) -> None:
+    if attributes is None:
+        return
+    if type(attributes) is not dict:
+        raise Refused(422, "wrong_type", "attributes must be an object of values by name", field="attributes",
+                      expected="object", got=attributes)  # fmt: skip
+    for name, value in attributes.items():
+        fine = type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value))
+        if not fine:
+            raise Refused(422, "wrong_type", f"attribute {shown_name(name)!r} must be a string, a number or true or "
+                          "false", field=f"attributes.{shown_name(name)}", expected="string, finite number or boolean",
+                          got=value)  # fmt: skip
 
 
 def read_rows(document: dict[str, Any], effect: Effect) -> Question:
@@ -60,7 +95,8 @@ def read_rows(document: dict[str, Any], effect: Effect) -> Question:
     given = list_of(document, "rows", effect.champion.manifest.serving.max_rows)
     keys, times = _origins(given, effect)
     row = effect.schema.row
-    return Question([row(values, index) for index, values in enumerate(given)], keys, times, document.get("key"))
+    rows = [row(values, index) for index, values in enumerate(given)]
+    return Question(rows, keys, times, given, document.get("attributes") or {})
 
 
 async def read_entities(document: dict[str, Any], effect: Effect, online: OnlineFeatures) -> Question:
@@ -68,7 +104,7 @@ async def read_entities(document: dict[str, Any], effect: Effect, online: Online
 
     Raises:
         Refused: 422 or 413; 424 when an entity has no value for an input that needs one; 503 when the
-            online store does not answer.
+            online store does not answer and nothing may answer without it.
     """
     manifest = effect.champion.manifest
     if manifest.features is None:
@@ -80,14 +116,21 @@ async def read_entities(document: dict[str, Any], effect: Effect, online: Online
     columns: dict[str, list[Any]] = {
         name: list(values) for name, values in zip(schema.inputs, zip(*asked, strict=True), strict=True)
     }
-    for name, values in (await _features(effect, online, columns, times)).items():
+    attributes, nothing = document.get("attributes") or {}, [None] * len(given)
+    try:
+        found = await _features(effect, online, columns, times)
+    except Refused as lost:
+        if not effect.stand_ins.know_without_inputs:
+            raise
+        inputs = [columns.get(name, nothing) for name in effect.schema.inputs]
+        return Question(list(zip(*inputs, strict=True)), keys, times, given, attributes, lost)
+    for name, values in found.items():
         columns.setdefault(name, values)
-    nothing = [None] * len(given)
     inputs = [
         _typed(name, declared, columns.get(name, nothing), given, manifest.features.entities)
         for name, declared in effect.schema.inputs.items()
     ]
-    return Question(list(zip(*inputs, strict=True)), keys, times, document.get("key"))
+    return Question(list(zip(*inputs, strict=True)), keys, times, given, attributes)
 
 
 async def _features(

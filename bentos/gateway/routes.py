@@ -2,7 +2,8 @@
 
 A document is taken when it is whole, not older than the one in effect, and every version it names
 has been verified, opened and warmed up. Otherwise the last good one stays in effect, and the
-model's status tells why. What was taken is kept on the disk as the gateway's own copy.
+model's status tells why. What was taken is kept on the disk as the gateway's own copy; after a restart
+counting goes on where the same release was left.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from airlock.core.errors import AirlockError, RouteError
 from airlock.core.route import Bundle, Route, parse_route
 from airlock.core.tally import Ejection
+from gateway.evidence import Kept, read_kept
 from gateway.paths import Paths, write_durably
 from gateway.serving import Served
 from gateway.versions import Version
@@ -30,6 +33,15 @@ RETRY_SECONDS = 1.0
 """How long after a refusal the same document is tried again: its files may have been repaired."""
 
 Stamp = tuple[int, int, int]
+
+
+class Loaded(NamedTuple):
+    """A document that may be taken, and what there is to go with it. ``kept`` is read for a model's first one only."""
+
+    route: Route
+    versions: dict[str, Version]
+    ejection: Ejection | None
+    kept: Kept | None
 
 
 class RouteTable:
@@ -94,20 +106,21 @@ class RouteTable:
         loop = asyncio.get_running_loop()
         current = self.models.get(model)
         try:
-            route, versions, ejection = await loop.run_in_executor(
+            loaded = await loop.run_in_executor(
                 self._loader, self._load, model, path, current.effect.route if current else None
             )
         except (AirlockError, OSError) as error:
             self._refuse(model, str(error))
             return False
         self.errors.pop(model, None)
+        route = loaded.route
         if current is not None and route == current.effect.route:
             current.error = None
             return True
         if current is None:
-            current = self.models[model] = Served(route, versions, ejection)
+            current = self.models[model] = Served(*loaded)
         else:
-            current.follow(route, versions)
+            current.follow(route, loaded.versions)
         self._forget()
         self._on_change(current)
         logger.info(
@@ -125,7 +138,7 @@ class RouteTable:
         else:
             self.errors[model] = reason
 
-    def _load(self, model: str, path: Path, current: Route | None) -> tuple[Route, dict[str, Version], Ejection | None]:
+    def _load(self, model: str, path: Path, current: Route | None) -> Loaded:
         route = parse_route(path.read_bytes())
         if route.model != model:
             raise RouteError(f"{path} is a route of {route.model!r}; expected one of {model!r}")
@@ -145,7 +158,8 @@ class RouteTable:
             raise RouteError(f"route {model} generation {route.generation}: versions {strangers} are of another model")
         if route != current:
             write_durably(self._paths.last_good / f"{model}.json", route.to_json())
-        return route, versions, self._ejection(model)
+        kept = read_kept(self._paths.evidence / f"{model}.json", model) if current is None else None
+        return Loaded(route, versions, self._ejection(model), kept)
 
     def _version(self, name: str, bundle: Bundle) -> Version:
         key = (name, bundle)

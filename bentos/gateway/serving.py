@@ -5,41 +5,49 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
-from airlock.core.guards import breach
+from airlock.core.guards import breach, slow_limits
 from airlock.core.route import Route, place
+from airlock.core.segment import met
 from airlock.core.tally import Ejection, GatewayStatus, Tally
+from gateway.evidence import Evidence, Kept, Role, Tallies
 from gateway.schema import Feeds, Schema
+from gateway.stand_ins import StandIns
 from gateway.versions import Version
 
 logger = logging.getLogger("airlock.gateway")
 
-Role = Literal["served", "shadow"]
-SERVED: Role = "served"
-SHADOW: Role = "shadow"
-Tallies = dict[str, dict[Role, Tally]]
+Variant = Literal["champion", "candidate", "pinned"]
 
 
 class Effect:
     """A route with its loaded versions, less the one that was ejected. It never changes: a request keeps its own.
 
     The champion's inputs are what a request must carry. Inputs that only another version takes may
-    be sent, but need not be: whoever lacks one fails, and the champion answers.
+    be sent, but need not be: whoever lacks one fails, and the champion answers. What does not change from one
+    request to the next is worked out here, once.
     """
 
-    def __init__(self, route: Route, versions: Mapping[str, Version], ejected: str | None) -> None:
+    def __init__(
+        self, route: Route, versions: Mapping[str, Version], ejected: str | None, before: Effect | None = None
+    ) -> None:
         self.route = route
+        self.release = route.release
         self.versions = {name: versions[name] for name in route.versions}
         self.champion = self.versions[route.champion]
         self.candidate = self.versions[route.candidate] if route.candidate and route.candidate != ejected else None
         self.share = route.share if self.candidate else 0.0
+        self.pins = tuple((pin, self.versions[pin.version]) for pin in route.pins if pin.version != ejected)
+        self.limits = tuple(limit for limit in route.limits if not limit.late)
+        self.slow = slow_limits(self.limits)
         shadows = [name for name in route.shadow if name not in (ejected, route.champion)]
         # While a candidate answers some, it is compared on all: each answer is paired with the other version's.
         if self.candidate and self.share > 0 and self.candidate.name not in shadows:
             shadows.append(self.candidate.name)
         self.shadows = tuple(self.versions[name] for name in shadows)
-        involved = {version.name: version for version in (self.champion, self.candidate, *self.shadows) if version}
+        asked = (self.champion, self.candidate, *self.shadows, *(version for _, version in self.pins))
+        involved = {version.name: version for version in asked if version}
         required = self.champion.manifest.inputs
         optional = {
             name: declared.model_copy(update={"nullable": True})
@@ -53,58 +61,74 @@ class Effect:
         self.services = tuple(dict.fromkeys(part.service for part in features if part is not None))
         self.entities: Schema | None = None
         self.feeds = {name: Feeds(version.manifest.inputs, self.schema) for name, version in involved.items()}
+        kept = before.stand_ins if before and before.champion is self.champion else None
+        self.stand_ins: StandIns = kept or StandIns(self.champion.manifest.serving.fallback, len(required))
+
+    def pinned(self, attributes: Mapping[str, Any]) -> tuple[Version, str] | None:
+        """The version that a request with these attributes is pinned to, and the name of the first pin that holds.
+
+        A pin to the version that was ejected is as good as none.
+        """
+        for pin, version in self.pins:
+            if met(pin.when, attributes):
+                return version, pin.name
+        return None
 
     def choose(self, key: str) -> Version:
-        """The version that answers ``key``."""
+        """The version that answers ``key`` by the shares."""
         if self.candidate is not None and self.share > 0 and place(self.route.salt, key) < self.share:
             return self.candidate
         return self.champion
 
-    def variant(self, version: Version) -> str:
-        return "champion" if version is self.champion else "candidate"
+    def others(self, answered_by: Version) -> tuple[Version, ...]:
+        """The versions to score on what was answered, so that candidate and champion are compared."""
+        if answered_by is self.champion:
+            return self.shadows
+        return (self.champion,) if answered_by is self.candidate else ()
+
+    def variant(self, version: Version) -> Variant:
+        if version is self.champion:
+            return "champion"
+        return "candidate" if version.name == self.route.candidate or version in self.shadows else "pinned"
 
 
 class Served:
     """The state of one model. It belongs to the event loop: no other thread touches it.
 
-    ``ejection`` is the candidate's in the route's own release, made now or before a restart.
+    ``ejection`` is the candidate's in the route's own release, made now or before a restart; ``kept`` is what was
+    counted before a restart.
     """
 
-    def __init__(self, route: Route, versions: Mapping[str, Version], ejection: Ejection | None = None) -> None:
-        self.since = datetime.now(UTC)
-        self.step: Tallies = {}
-        self.total: Tallies = {}
+    def __init__(
+        self,
+        route: Route,
+        versions: Mapping[str, Version],
+        ejection: Ejection | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         self.error: str | None = None
-        self._first_asked: dict[str, datetime] = {}
-        self._take(route, versions, ejection)
+        self.ejection = _still(ejection, route)
+        self.effect = Effect(route, versions, self.ejection.version if self.ejection else None)
+        self.evidence = Evidence(route, kept)
 
     def follow(self, route: Route, versions: Mapping[str, Version]) -> None:
-        """Take a newer route. What was counted of a release goes on while the release does."""
-        if route.release != self.effect.route.release:
-            self.total, self._first_asked = {}, {}
-        self.step, self.since, self.error = {}, datetime.now(UTC), None
-        self._take(route, versions, self.ejection)
+        """Take a newer route. What was counted of a release goes on while the release does, of a step likewise."""
+        self.error = None
+        self.ejection = _still(self.ejection, route)
+        self.effect = Effect(route, versions, self.ejection.version if self.ejection else None, self.effect)
+        self.evidence = Evidence(route, self.evidence.kept())
 
-    def _take(self, route: Route, versions: Mapping[str, Version], ejection: Ejection | None) -> None:
-        self.ejection = ejection if ejection is not None and _concerns(ejection, route) else None
-        self.effect = Effect(route, versions, self.ejection.version if self.ejection else None)
+    def tallies(self, effect: Effect, version: str, role: Role) -> tuple[Tally, ...]:
+        """Where to count what happened to a request that came under ``effect``; nowhere once its release is over."""
+        return self.evidence.tallies(version, role) if effect.release == self.effect.release else ()
 
-    def tallies(self, version: str, role: Role) -> tuple[Tally, Tally]:
-        """The tallies of the step and of the release."""
-        try:
-            return self.step[version][role], self.total[version][role]
-        except KeyError:
-            self._first_asked.setdefault(version, datetime.now(UTC))
-            for tallies in (self.step, self.total):
-                tallies.setdefault(version, {}).setdefault(role, Tally())
-            return self.step[version][role], self.total[version][role]
-
-    def must_go(self, version: str, role: Role) -> Ejection | None:
+    def must_go(self, version: str) -> Ejection | None:
         """Whether the candidate has just passed one of the route's limits; if so it gets no further request."""
         candidate, route = self.effect.candidate, self.effect.route
         if candidate is None or version != candidate.name:
             return None
-        reason = breach(route.limits, self.total[version][role])
+        evidence = self.evidence
+        reason = breach(self.effect.limits, evidence.total_sum, evidence.step_sum)
         if reason is None:
             return None
         now = datetime.now(UTC)
@@ -115,35 +139,39 @@ class Served:
             generation=route.generation,
             at=now,
             reason=reason,
-            requests=sum(tally.requests for tally in self.total[version].values()),
-            seconds=(now - self._first_asked[version]).total_seconds(),
+            requests=evidence.total_sum.requests,
+            seconds=evidence.seconds_since_first(version, now),
         )
-        self.effect = Effect(route, self.effect.versions, version)
+        self.effect = Effect(route, self.effect.versions, version, self.effect)
         logger.warning("%s: version %s ejected: %s", route.model, version, reason)
         return self.ejection
 
     def status(self) -> GatewayStatus:
-        route = self.effect.route
+        route, evidence = self.effect.route, self.evidence
         return GatewayStatus(
             model=route.model,
             generation=route.generation,
             checksum=route.checksum,
             release=route.release,
+            rollout_step=route.step,
             champion=route.champion,
             candidate=route.candidate,
             share=self.effect.share,
             loaded=tuple(sorted(self.effect.versions)),
-            since=self.since,
+            since=evidence.since,
+            observed_s=evidence.observed_s,
             ejection=self.ejection,
-            step=_plain(self.step),
-            total=_plain(self.total),
+            step=_plain(evidence.step),
+            total=_plain(evidence.total),
             error=self.error,
         )
 
 
-def _concerns(ejection: Ejection, route: Route) -> bool:
+def _still(ejection: Ejection | None, route: Route) -> Ejection | None:
     """An ejection holds for its own release: a newer one is a new decision."""
-    return (ejection.model, ejection.release) == (route.model, route.release)
+    if ejection is None or (ejection.model, ejection.release) != (route.model, route.release):
+        return None
+    return ejection
 
 
 def _plain(tallies: Tallies) -> dict[str, dict[str, Tally]]:

@@ -15,7 +15,7 @@ import pytest
 
 from airlock.core.bundle import ONNX
 from airlock.core.errors import DataInvalid, NotFound, Unavailable
-from airlock.core.route import Limits
+from airlock.core.route import Limit
 from airlock.core.tally import GatewayStatus
 from airlock.gateway_client import GatewayClient
 from airlock.prediction_log import count, read
@@ -164,7 +164,7 @@ def test_a_killed_gateway_comes_back_with_its_route_and_its_ejection(gateway: Ga
     client = GatewayClient(gateway.url)
     raising = bundle(gateway.home / "bundles" / "raising", carriers=("UA",))
     champion = bundle(gateway.home / "bundles" / "5")
-    limits = Limits(min_requests=10, max_error_rate=0.05)
+    limits = (Limit(name="error_rate", signal="errors", bound=0.05, alpha=0.01),)
     publish(gateway.home, route(champion, candidate=raising, generation=2, release="r9", share=100, limits=limits))
     until(client, lambda status: status.generation == 2)
     for _ in range(60):

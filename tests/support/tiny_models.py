@@ -12,7 +12,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from airlock.core.bundle import MANIFEST, ONNX, Manifest, sha256
-from airlock.core.route import Bundle, Limits, Route
+from airlock.core.route import Bundle, Limit, Route
+from airlock.core.segment import Pin
 from airlock.core.spec import Features, Input, Label, Serving, Task
 
 INPUTS = {
@@ -135,21 +136,29 @@ def route(
     share: float = 0.0,
     shadow: bool = False,
     release: str | None = None,
-    limits: Limits | None = None,
+    step: str | None = None,
+    limits: tuple[Limit, ...] = (),
+    pins: tuple[Pin, ...] = (),
+    others: Mapping[str, Bundle] | None = None,
     timeout_ms: float = 250.0,
 ) -> Route:
-    """A route with version 1 as champion and, if there is one, version 2 as candidate."""
-    versions = {"1": champion} | ({"2": candidate} if candidate else {})
+    """A route with version 1 as champion and, if there is one, version 2 as candidate.
+
+    ``others`` are versions that pins may name.
+    """
+    versions = {"1": champion} | ({"2": candidate} if candidate else {}) | dict(others or {})
     return Route(
         model=model,
         generation=generation,
         release=release or ("r1" if candidate else None),
+        step=step,
         champion="1",
         candidate="2" if candidate else None,
         weights={"1": 100.0 - share} | ({"2": share} if candidate else {}),
         shadow=("2",) if shadow else (),
+        pins=pins,
         versions=versions,
-        limits=limits or Limits(),
+        limits=limits,
         timeout_ms=timeout_ms,
         salt="salt",
         reason="a test",

@@ -1,0 +1,183 @@
+"""What was counted of one release: by version and role, in the step and in the release, restarts included.
+
+While a candidate is judged, ``gateway/evidence/<model>.json`` below ``AIRLOCK_HOME`` is written about once a second and
+at the stop. A gateway that is killed loses what it counted since the last of these writes, and counts on from there;
+the time until it is back is not observed time. An ejection does not wait for it: that has a file of its own, written as
+soon as it is made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from airlock.core.route import Route
+from airlock.core.tally import Tally
+from gateway.paths import write_durably
+
+logger = logging.getLogger("airlock.gateway")
+
+KEEP_SECONDS = 1.0
+
+Role = Literal["served", "shadow"]
+SERVED: Role = "served"
+SHADOW: Role = "shadow"
+Tallies = dict[str, dict[Role, Tally]]
+
+
+class Kept(BaseModel):
+    """Evidence as it is written down. ``earlier`` holds the tallies of the release's steps before this one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    release: str | None
+    step: str | None
+    since: AwareDatetime
+    observed_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    first_asked: dict[str, AwareDatetime] = {}
+    current: Tallies = {}
+    earlier: Tallies = {}
+
+
+class Counted(Protocol):
+    """Whatever has evidence, which is another one after each route."""
+
+    @property
+    def evidence(self) -> Evidence: ...
+
+
+class Evidence:
+    """The tallies under one route, and for how many seconds its step has been watched.
+
+    ``kept`` is what was counted under an earlier route or by an earlier process. Of the same release it goes on, of the
+    same step the step's tallies do as well; of another release nothing does.
+
+    ``step_sum`` and ``total_sum`` are the candidate's over both roles, in the step and in the release: what its limits
+    are held against after each request.
+    """
+
+    def __init__(self, route: Route, kept: Kept | None = None) -> None:
+        now = datetime.now(UTC)
+        if kept is None or (kept.model, kept.release) != (route.model, route.release):
+            kept = Kept(model=route.model, release=route.release, step=route.step, since=now)
+        elif kept.step != route.step:
+            earlier = _added(kept.earlier, kept.current)
+            update = {"step": route.step, "since": now, "observed_s": 0.0, "current": {}, "earlier": earlier}
+            kept = kept.model_copy(update=update)
+        self._kept = kept
+        self._began = time.monotonic()
+        self.candidate = route.candidate
+        self.step_sum = _over_roles(kept.current, route.candidate)
+        self.total_sum = _over_roles(kept.earlier, route.candidate) + self.step_sum
+        self._counted_in: dict[tuple[str, Role], tuple[Tally, ...]] = {}
+
+    @property
+    def since(self) -> datetime:
+        """When the step began."""
+        return self._kept.since
+
+    @property
+    def observed_s(self) -> float:
+        """Seconds of the step that a gateway has watched: downtime and changes of the clock do not count."""
+        return self._kept.observed_s + time.monotonic() - self._began
+
+    @property
+    def step(self) -> Tallies:
+        """Tallies of the step."""
+        return self._kept.current
+
+    @property
+    def total(self) -> Tallies:
+        """Tallies of the release."""
+        return _added(self._kept.earlier, self._kept.current)
+
+    def tallies(self, version: str, role: Role) -> tuple[Tally, ...]:
+        """Those that an observation of this version in this role belongs to."""
+        try:
+            return self._counted_in[version, role]
+        except KeyError:
+            self._kept.first_asked.setdefault(version, datetime.now(UTC))
+            own = self._kept.current.setdefault(version, {}).setdefault(role, Tally())
+            sums = (self.step_sum, self.total_sum) if version == self.candidate else ()
+            return self._counted_in.setdefault((version, role), (own, *sums))
+
+    def seconds_since_first(self, version: str, now: datetime) -> float:
+        """Since the version was first asked in this release; 0 if it was not."""
+        return (now - self._kept.first_asked.get(version, now)).total_seconds()
+
+    def kept(self) -> Kept:
+        """Everything as it is now. The tallies are not copied."""
+        return self._kept.model_copy(update={"observed_s": self.observed_s})
+
+
+class Keeper:
+    """Writes evidence down, away from the event loop. ``models`` are those that are served."""
+
+    def __init__(self, folder: Path, models: Mapping[str, Counted]) -> None:
+        self._folder = folder
+        self._models = models
+        # One thread: a write that is still under way at the stop ends before the last one begins.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="airlock-evidence")
+        self._failed: str | None = None
+
+    async def run(self) -> None:
+        """Keep what is counted while somebody is judged by it, until cancelled."""
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            await self._write([model for model, served in self._models.items() if served.evidence.candidate])
+
+    async def close(self) -> None:
+        """Write everything once more."""
+        await self._write(list(self._models))
+        self._thread.shutdown()
+
+    async def _write(self, models: Sequence[str]) -> None:
+        loop = asyncio.get_running_loop()
+        for model in models:
+            content = self._models[model].evidence.kept().model_dump_json()
+            try:
+                await loop.run_in_executor(self._thread, write_durably, self._folder / f"{model}.json", content)
+            except OSError as error:
+                if self._failed != str(error):
+                    logger.error("%s: what was counted cannot be written: %s", model, error)  # noqa: TRY400
+                self._failed = str(error)
+            else:
+                self._failed = None
+
+
+def read_kept(path: Path, model: str) -> Kept | None:
+    """What an earlier process wrote down of a model. A file that is torn or another model's is said and left out."""
+    try:
+        kept = Kept.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        logger.warning("%s: %s cannot be read, so counting starts anew: %s", model, path, error)
+        return None
+    if kept.model != model:
+        logger.warning("%s: %s is the evidence of %s, so counting starts anew", model, path, kept.model)
+        return None
+    return kept
+
+
+def _added(one: Tallies, other: Tallies) -> Tallies:
+    return {
+        version: {
+            role: one.get(version, {}).get(role, Tally()) + other.get(version, {}).get(role, Tally())
+            for role in {**one.get(version, {}), **other.get(version, {})}
+        }
+        for version in {**one, **other}
+    }
+
+
+def _over_roles(tallies: Tallies, version: str | None) -> Tally:
+    return sum(tallies.get(version or "", {}).values(), Tally())

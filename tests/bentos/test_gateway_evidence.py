@@ -1,0 +1,309 @@
+"""What a gateway counts: by step and by release, across routes and restarts, and what a lost or torn file costs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from gateway.evidence import SERVED, SHADOW, Evidence, Kept, read_kept
+
+from airlock.core.guards import breach
+from airlock.core.route import Bundle, Limit, Route, place
+from airlock.core.tally import GatewayStatus
+from tests.support.gateway_in_process import Running, in_gateway
+from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
+
+ERRORS = (Limit(name="error_rate", signal="errors", bound=0.05, alpha=0.01),)
+
+
+@pytest.fixture
+def champion(tmp_path: Path) -> Bundle:
+    return bundle(tmp_path / "bundles" / "1")
+
+
+@pytest.fixture
+def better(tmp_path: Path) -> Bundle:
+    return bundle(tmp_path / "bundles" / "2", bias=0.1)
+
+
+@pytest.fixture
+def to_step(champion: Bundle, better: Bundle) -> Callable[..., Route]:
+    """A route of release r1 at a step."""
+
+    def make(step: str | None, generation: int = 1, release: str = "r1") -> Route:
+        return route(champion, candidate=better, share=100, step=step, generation=generation, release=release)
+
+    return make
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """The monotonic clock that the evidence sees."""
+    clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("gateway.evidence.time", clock)
+    return clock
+
+
+def compared(count: int) -> Callable[[GatewayStatus], bool]:
+    """Whether so many of the candidate's answers were paired."""
+    return lambda status: "2" in status.total and status.total["2"]["served"].difference.n == count
+
+
+def test_a_step_s_counts_begin_anew_and_the_release_s_go_on(tmp_path: Path, to_step: Callable[..., Route]) -> None:
+    publish(tmp_path, to_step("canary_5"))
+
+    async def body(gateway: Running) -> None:
+        for _ in range(3):
+            await gateway.ask()
+        await gateway.until(compared(3))
+        publish(tmp_path, to_step("canary_5", 2))
+        status = await gateway.until(lambda s: s.generation == 2)
+        assert status.rollout_step == "canary_5"
+        assert status.step["2"]["served"].requests == 3, "another document of the same step"
+        publish(tmp_path, to_step("canary_25", 3))
+        status = await gateway.until(lambda s: s.generation == 3)
+        assert (status.rollout_step, status.step) == ("canary_25", {})
+        await gateway.ask()
+        status = await gateway.until(compared(4))
+        assert status.step["2"]["served"].requests == status.step["2"]["served"].difference.n == 1
+        assert status.total["2"]["served"].requests == 4
+        publish(tmp_path, to_step("canary_25", 4, release="r2"))
+        status = await gateway.until(lambda s: s.generation == 4)
+        assert (status.step, status.total) == ({}, {}), "another release"
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_restart_goes_on_where_the_stop_was(tmp_path: Path, to_step: Callable[..., Route]) -> None:
+    publish(tmp_path, to_step("canary_5"))
+    before: list[GatewayStatus] = []
+
+    async def at_first(gateway: Running) -> None:
+        for _ in range(3):
+            await gateway.ask()
+        before.append(await gateway.until(compared(3)))
+
+    async def again(gateway: Running) -> None:
+        status = await gateway.status()
+        for part in ("step", "total", "since", "rollout_step", "release"):
+            assert getattr(status, part) == getattr(before[0], part)
+        await gateway.ask()
+        status = await gateway.until(compared(4))
+        assert status.step["2"]["served"].requests == status.total["2"]["served"].requests == 4
+
+    in_gateway(tmp_path, at_first)
+    in_gateway(tmp_path, again)
+    publish(tmp_path, to_step("canary_25", 2))
+
+    async def at_the_next_step(gateway: Running) -> None:
+        status = await gateway.status()
+        assert status.step == {}
+        assert status.total["2"]["served"].requests == 4
+
+    in_gateway(tmp_path, at_the_next_step)
+
+
+def test_what_was_counted_is_written_while_it_runs(
+    tmp_path: Path, to_step: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.evidence.KEEP_SECONDS", 0.01)
+    publish(tmp_path, to_step("canary_5"))
+
+    async def body(gateway: Running) -> None:
+        await gateway.ask()
+        file = gateway.gateway.paths.evidence / "late.json"
+        for _ in range(500):
+            if file.exists() and (kept := read_kept(file, "late")) and kept.current:
+                break
+            await asyncio.sleep(0.01)
+        assert kept is not None
+        assert kept.current["2"]["served"].requests == 1
+
+    in_gateway(tmp_path, body)
+
+
+@pytest.mark.parametrize("content", [None, "", '{"model": "late"', "[]", "null", '{"current": {"2": 1}}'])
+def test_without_a_file_that_can_be_read_counting_starts_anew(
+    tmp_path: Path, to_step: Callable[..., Route], caplog: pytest.LogCaptureFixture, content: str | None
+) -> None:
+    publish(tmp_path, to_step("canary_5"))
+
+    async def ask(gateway: Running) -> None:
+        assert (await gateway.ask())["version"] == "2"
+
+    in_gateway(tmp_path, ask)
+    file = tmp_path / "gateway" / "evidence" / "late.json"
+    if content is None:
+        file.unlink()
+    else:
+        file.write_text(content)
+
+    async def body(gateway: Running) -> None:
+        assert (await gateway.status()).total == {}
+        await ask(gateway)
+
+    in_gateway(tmp_path, body)
+    assert ("counting starts anew" in caplog.text) is (content is not None)
+
+
+def test_another_model_s_or_release_s_file_counts_for_nothing(
+    tmp_path: Path, to_step: Callable[..., Route], caplog: pytest.LogCaptureFixture
+) -> None:
+    counted = Evidence(to_step("canary_5"))
+    for tally in counted.tallies("2", SERVED):
+        tally.answered(1.0)
+    file = tmp_path / "late.json"
+    file.write_text(counted.kept().model_dump_json())
+    assert read_kept(file, "early") is None
+    assert "is the evidence of late" in caplog.text
+    kept = read_kept(file, "late")
+    assert Evidence(to_step("canary_5"), kept).total_sum.requests == 1
+    assert Evidence(to_step("canary_5", release="r2"), kept).total_sum.requests == 0
+
+
+def test_a_file_with_figures_that_cannot_be_is_refused(tmp_path: Path, to_step: Callable[..., Route]) -> None:
+    file = tmp_path / "late.json"
+    whole = json.loads(Evidence(to_step("canary_5")).kept().model_dump_json())
+    for wrong in ({"observed_s": -1}, {"observed_s": float("inf")}, {"since": "2013-04-01T00:00:00"}, {"more": 1}):
+        file.write_text(json.dumps(whole | wrong))
+        assert read_kept(file, "late") is None
+    file.write_text(json.dumps(whole))
+    assert isinstance(read_kept(file, "late"), Kept)
+
+
+def test_only_time_that_was_watched_counts(clock: SimpleNamespace, to_step: Callable[..., Route]) -> None:
+    first = Evidence(to_step("canary_5"))
+    clock.now += 30
+    assert first.observed_s == 30
+    kept = first.kept()
+    clock.now = 5.0  # another process, another clock
+    again = Evidence(to_step("canary_5", 2), kept)
+    assert again.observed_s == 30
+    clock.now += 12
+    assert again.observed_s == 42
+    assert again.since == first.since
+    following = Evidence(to_step("canary_25", 3), again.kept())
+    assert following.observed_s == 0
+    assert following.since > again.since
+
+
+def test_the_candidate_s_sums_are_over_both_roles(to_step: Callable[..., Route]) -> None:
+    evidence = Evidence(to_step("canary_5"))
+    for version, role, count in (("2", SERVED, 3), ("2", SHADOW, 4), ("1", SERVED, 50)):
+        for _ in range(count):
+            for tally in evidence.tallies(version, role):
+                tally.answered(1.0)
+    assert evidence.step_sum.requests == evidence.total_sum.requests == 7
+    later = Evidence(to_step("canary_25", 2), evidence.kept())
+    for tally in later.tallies("2", SHADOW):
+        tally.failed(1.0)
+    assert (later.step_sum.requests, later.total_sum.requests, later.total_sum.errors) == (1, 8, 1)
+    assert later.total["2"]["served"].requests == 3
+    assert later.total["2"]["shadow"].requests == 5
+    assert evidence.total["2"]["shadow"].requests == 4
+
+
+def test_failures_of_both_roles_together_eject(tmp_path: Path, champion: Bundle) -> None:
+    raising = bundle(tmp_path / "bundles" / "raising", carriers=("UA",))
+    limit = Limit(name="error_rate", signal="errors", bound=0.3, alpha=0.01)
+    publish(tmp_path, route(champion, candidate=raising, share=50, limits=(limit,)))
+    bad = GOOD_ROW | {"carrier": "EV"}
+    served = next(key for key in map(str, range(100)) if place("salt", key) < 50)
+    shadowed = next(key for key in map(str, range(100)) if place("salt", key) >= 50)
+
+    async def body(gateway: Running) -> None:
+        for asked in range(1, 30):
+            await gateway.ask(shadowed, bad)
+            status = await gateway.until(lambda s, n=asked: s.total["2"]["shadow"].errors == n)  # type: ignore[misc]
+            if status.ejection:
+                break
+            await gateway.ask(served, bad)
+            if (status := await gateway.status()).ejection:
+                break
+        roles = status.total["2"]
+        assert status.ejection is not None
+        assert status.ejection.requests == roles["served"].requests + roles["shadow"].requests
+        assert abs(roles["served"].errors - roles["shadow"].errors) <= 1
+        assert breach((limit,), roles["served"], roles["served"]) is None, "neither role alone would have been enough"
+        assert breach((limit,), roles["shadow"], roles["shadow"]) is None
+        assert roles["shadow"].fallbacks == roles["shadow"].errors
+
+    in_gateway(tmp_path, body)
+
+
+def test_evidence_of_a_version_that_went_bad_in_a_later_step_is_fresh(tmp_path: Path, champion: Bundle) -> None:
+    """A good past of 3,000 requests does not hide 40 failures of 60: the step's own sums are looked at too."""
+    raising = bundle(tmp_path / "bundles" / "raising", carriers=("UA",))
+
+    def at(step: str, generation: int) -> Route:
+        return route(champion, candidate=raising, share=100, step=step, generation=generation, limits=ERRORS)
+
+    publish(tmp_path, at("canary_50", 1))
+
+    async def body(gateway: Running) -> None:
+        served = gateway.gateway.routes.models["late"]
+        for _ in range(3000):
+            for tally in served.tallies(served.effect, "2", SERVED):
+                tally.answered(1.0)
+        publish(tmp_path, at("canary_100", 2))
+        await gateway.until(lambda s: s.generation == 2)
+        for _ in range(60):
+            await gateway.ask(row=GOOD_ROW | {"carrier": "EV"})
+        status = await gateway.status()
+        assert status.ejection is not None
+        assert status.ejection.requests > 3000
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_request_of_a_release_that_is_over_counts_for_no_other(tmp_path: Path, champion: Bundle) -> None:
+    slow = bundle(tmp_path / "slow", work=1500)
+    publish(tmp_path, route(champion, candidate=slow, share=100, timeout_ms=5_000))
+
+    async def body(gateway: Running) -> None:
+        version = gateway.gateway.routes.models["late"].effect.candidate
+        assert version is not None
+        version.ms_per_row = 100.0
+        question = asyncio.create_task(gateway.ask())
+        await asyncio.sleep(0)
+        served = gateway.gateway.routes.models["late"]
+        served.follow(route(champion, candidate=slow, generation=2, release="r2"), served.effect.versions)
+        assert (await question)["version"] == "2"
+        assert (await gateway.status()).total == {}
+
+    in_gateway(tmp_path, body)
+
+
+def test_slow_answers_are_counted_by_limit(tmp_path: Path, champion: Bundle, better: Bundle) -> None:
+    limits = tuple(
+        Limit(name=name, signal="slow", bound=0.5, alpha=0.001, over_ms=ms)
+        for name, ms in (("latency_p50", 1e-6), ("latency_p99", 1e6))
+    )
+    late = Limit(name="paired_loss_brier", signal="late", bound=0.1, alpha=0.001, reach=2.0)
+    publish(tmp_path, route(champion, candidate=better, share=100, limits=(*limits, late)))
+
+    async def body(gateway: Running) -> None:
+        await gateway.ask()
+        assert (await gateway.status()).total["2"]["served"].slow == {"latency_p50": 1}
+
+    in_gateway(tmp_path, body)
+
+
+def test_decisions_that_differ_are_flips(tmp_path: Path, champion: Bundle) -> None:
+    """One observation a request: the share of its rows that champion (0.52) and candidate (0.40) decide differently."""
+    lower = bundle(tmp_path / "lower", bias=-0.5)
+    publish(tmp_path, route(champion, candidate=lower, share=100))
+
+    async def body(gateway: Running) -> None:
+        rows = [GOOD_ROW, GOOD_ROW | {"distance": 9000.0}]  # 0.62 and 0.71: no flip
+        response = await gateway.client.post("/v1/models/late/predict", json={"rows": rows})
+        assert [row["prediction"] for row in response.json()["predictions"]] == [0, 1]
+        tally = (await gateway.until(compared(1))).total["2"]["served"]
+        assert tally.flips.model_dump() == {"n": 1, "total": 0.5, "squares": 0.25}
+        assert tally.difference.total == pytest.approx(-tally.absolute.total)
+
+    in_gateway(tmp_path, body)
