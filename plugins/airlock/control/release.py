@@ -32,6 +32,7 @@ from airlock.core.route import Bundle
 from airlock.core.tally import GatewayStatus, LateEvidence
 from airlock.core.verdict import Verdict
 from airlock.ledger import VersionRecord, new_release_id
+from airlock.ledger.ledger import GATES
 
 LATE = "late"
 """The step under which verdicts on labels and outcomes are kept that came after the promotion."""
@@ -139,8 +140,8 @@ class ReleaseControl(Steering, Approvals):
         step that was only entered, or whose task was marked as done by hand, promotes nothing.
 
         Raises:
-            Conflict: the release is paused, does not stand in its last step, was not let through it, or is not
-                approved where the spec asks for that before the promotion.
+            Conflict: the release is paused, does not stand in its last step, was not let through it, was opened with
+                a gate that did not pass, or is not approved where the spec asks for that before the promotion.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
@@ -150,6 +151,7 @@ class ReleaseControl(Steering, Approvals):
             if last.role != "served":
                 raise Conflict(f"{self.spec.model} is rolled out {self.spec.rollout.plan}: that promotes nothing")
             champion = self.ledger.champion(self.spec.model)
+            self._require_gates(release)
             if champion is not None:
                 self._require_let_through(release, last)
             self.require_approval(release)
@@ -266,6 +268,11 @@ class ReleaseControl(Steering, Approvals):
         if other := next((other for other in others if other.id != release.id), None):
             raise Conflict(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
         return champion
+
+    def _require_gates(self, release: Release) -> None:
+        if back := [verdict for verdict in self._newest_verdicts(release, GATES) if verdict.holds_back]:
+            found = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in back)
+            raise Conflict(f"release {release.id} was opened with gates that did not pass: {found}")
 
     def _require_let_through(self, release: Release, last: PlannedStep) -> None:
         if release.step != last.name:

@@ -1,0 +1,426 @@
+"""What the evidence of a step says: every way to wait, to go on, to hold and to be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from airlock.core.decide import Decision, Evidence, decide, decide_late, evidence_digest, holds_back
+from airlock.core.guards import limits_of
+from airlock.core.release import Phase, Release, planned
+from airlock.core.route import Bundle
+from airlock.core.spec import ModelSpec
+from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Sums, Tally
+from airlock.core.verdict import Status, Verdict
+
+NOW = datetime(2013, 4, 1, tzinfo=UTC)
+BUNDLE = Bundle(path="/b", digest="sha256:" + "0" * 64)
+LABELS = {"kind": "label_metric", "metric": "brier", "max": 0.25, "min_requests": 50}
+
+
+EXPERIMENT = {"primary": {"name": "revenue"}, "minimum_effect": 1.0, "duration": "1d"}
+
+
+def make_spec(*guards: dict[str, Any], **rollout: Any) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "model": "m",
+            "task": "classification",
+            "data": {"key": "id", "event_time": "t"},
+            "label": {"name": "y", "delay": "6h"},
+            "inputs": {"x": "float"},
+            "gates": [{"kind": "finite"}],
+            "experiment": EXPERIMENT,
+            "guards": [
+                {"kind": "error_rate", "max": 0.05, "min_requests": 20},
+                {"kind": "prediction_shift", "max_mean": 0.05, "min_requests": 20},
+                *guards,
+            ],
+            "rollout": {
+                "shadow": {"bake": "5s", "min_requests": 30},
+                "steps": [
+                    {"weight": 5, "bake": "5s", "min_requests": 30},
+                    {"weight": 100, "bake": "5s", "min_requests": 30},
+                ],
+                "deadline": "60s",
+                **rollout,
+            },
+        }
+    )
+
+
+@pytest.fixture
+def spec() -> ModelSpec:
+    return make_spec()
+
+
+def release(step: str = "canary_5", phase: Phase = Phase.CANARY, **changes: Any) -> Release:
+    values: dict[str, Any] = {
+        "id": "r1",
+        "model": "m",
+        "version": "2",
+        "champion": "1",
+        "bundle": BUNDLE,
+        "phase": phase,
+        "step": step,
+        "generation": 4,
+        "entered_at": NOW,
+    }
+    return Release.model_validate({**values, **changes})
+
+
+def good_tally(n: int = 200) -> Tally:
+    tally = Tally()
+    for index in range(n):
+        tally.answered(1.0)
+        tally.compared([(-1) ** index * 0.01], 0)
+    return tally
+
+
+def bad_tally() -> Tally:
+    tally = good_tally(100)
+    for _ in range(60):
+        tally.failed(1.0)
+    return tally
+
+
+def status(at: str | None = "canary_5", /, **changes: Any) -> GatewayStatus:
+    tally = good_tally()
+    values: dict[str, Any] = {
+        "model": "m",
+        "generation": 4,
+        "checksum": "sha256:x",
+        "release": "r1",
+        "rollout_step": at,
+        "champion": "1",
+        "candidate": "2",
+        "share": 5.0,
+        "loaded": ("1", "2"),
+        "since": NOW,
+        "observed_s": 6.0,
+        "step": {"2": {"served": tally}},
+        "total": {"2": {"served": tally}, "1": {"served": tally}},
+    }
+    return GatewayStatus.model_validate({**values, **changes})
+
+
+def labels(*values: float, due: int | None = None, labelled: int | None = None) -> LateEvidence:
+    sums = Sums()
+    for value in values:
+        sums.add(value)
+    due = len(values) if due is None else due
+    return LateEvidence(
+        until=NOW,
+        answers=len(values),
+        due=due,
+        labelled=due if labelled is None else labelled,
+        observations={"label_brier": sums},
+    )
+
+
+def judged(
+    spec: ModelSpec,
+    gateway: GatewayStatus | None,
+    *,
+    after: float = 6,
+    late: LateEvidence | None = None,
+    of: Release | None = None,
+) -> Decision:
+    return decide(spec, of or release(), Evidence(gateway=gateway, late=late), NOW + timedelta(seconds=after))
+
+
+def test_a_step_that_held_advances_and_says_on_what(spec: ModelSpec) -> None:
+    decision = judged(spec, status())
+    assert decision.action == "advance"
+    assert decision.reason == "canary_5 held: 200 requests, 2 of 2 guards passed"
+    assert {verdict.name for verdict in decision.verdicts} == {limit.name for limit in limits_of(spec)}
+
+
+def test_the_bake_counts_what_the_gateway_observed_whatever_the_clock_says(spec: ModelSpec) -> None:
+    decision = judged(spec, status(observed_s=4.0), after=3600)
+    assert decision.action == "wait"
+    assert decision.reason == "baking, 4 of 5 s"
+    assert judged(spec, status(observed_s=6.0), after=-3600).action == "advance"
+
+
+NO_EVIDENCE: dict[str, dict[str, Any] | None] = {
+    "gateway silent": None,
+    "older generation": {"generation": 3},
+    "another release": {"release": "r2"},
+    "another step": {"rollout_step": "shadow"},
+    "not loaded": {"loaded": ("1",)},
+    "no time": {"observed_s": float("nan")},
+    "endless time": {"observed_s": float("inf")},
+}
+
+
+@pytest.mark.parametrize("name", NO_EVIDENCE)
+def test_what_the_gateway_does_not_observe_is_waited_for_by_the_clock(spec: ModelSpec, name: str) -> None:
+    changes = NO_EVIDENCE[name]
+    seen = None if changes is None else status(**{"observed_s": 1e6, **changes})
+    assert judged(spec, seen, after=59).action == "wait"
+    late = judged(spec, seen, after=60)
+    assert late.action == "roll_back"
+    assert "no decision within 60 s in canary_5" in late.reason
+
+
+def nan_differences() -> Tally:
+    tally = good_tally()
+    tally.difference.total = float("nan")
+    return tally
+
+
+POOR_EVIDENCE: dict[str, Callable[[], dict[str, Any]]] = {
+    "no tallies": lambda: {"step": {}, "total": {}},
+    "too few requests in the step": lambda: {"step": {"2": {"served": good_tally(29)}}},
+    "requests of another role": lambda: {"step": {"2": {"shadow": good_tally()}}},
+    "requests of another version": lambda: {"step": {"3": {"served": good_tally()}}},
+    "too few for a guard": lambda: {"total": {"2": {"served": good_tally(19)}}},
+    "not a number": lambda: {"total": {"2": {"served": nan_differences()}}},
+}
+
+
+@pytest.mark.parametrize("name", POOR_EVIDENCE)
+def test_missing_and_untrue_metrics_are_never_a_pass_and_end_at_the_deadline(spec: ModelSpec, name: str) -> None:
+    poor = POOR_EVIDENCE[name]()
+    assert judged(spec, status(observed_s=59.0, **poor), after=1e6).action == "wait"
+    assert judged(spec, status(observed_s=60.0, **poor), after=0).action == "roll_back"
+
+
+def test_the_deadline_may_hold_instead_and_says_what_to_do() -> None:
+    decision = judged(make_spec(on_deadline="hold"), status(observed_s=60, step={}, total={}))
+    assert decision.action == "hold"
+    assert "stays at 5 % until somebody extends and resumes, promotes or aborts it" in decision.reason
+
+
+def test_an_extended_deadline_is_waited_for(spec: ModelSpec) -> None:
+    extended = release(extended=timedelta(seconds=30))
+    assert judged(spec, status(observed_s=89, step={}, total={}), of=extended).action == "wait"
+    assert judged(spec, status(observed_s=90, step={}, total={}), of=extended).action == "roll_back"
+
+
+def test_evidence_that_is_complete_is_taken_also_after_the_deadline(spec: ModelSpec) -> None:
+    assert judged(spec, status(observed_s=1e6), after=1e6).action == "advance"
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"paused": True}, {"promote_now": True}, {"paused": True, "promote_now": True}]
+)
+def test_a_failed_guard_rolls_back_whatever_was_asked_for(spec: ModelSpec, changes: dict[str, Any]) -> None:
+    decision = judged(spec, status(total={"2": {"served": bad_tally()}}, observed_s=1), of=release(**changes))
+    assert decision.action == "roll_back"
+    assert "60 of 160 requests" in decision.reason
+    assert any(verdict.status is Status.FAIL for verdict in decision.verdicts)
+
+
+def test_what_a_version_did_in_shadow_counts_against_it(spec: ModelSpec) -> None:
+    seen = status(total={"2": {"served": good_tally(), "shadow": bad_tally()}})
+    assert judged(spec, seen).action == "roll_back"
+
+
+def test_a_step_that_went_bad_is_found_although_the_release_was_good(spec: ModelSpec) -> None:
+    total = good_tally(5000)
+    step = Tally()
+    for index in range(60):
+        (step.failed if index % 4 == 0 else step.answered)(1.0)
+    assert judged(spec, status(total={"2": {"served": total}}, step={"2": {"served": step}})).action == "roll_back"
+
+
+def test_breaches_seen_under_an_older_or_a_later_route_of_the_release_count(spec: ModelSpec) -> None:
+    for generation in (3, 5):
+        seen = status(generation=generation, total={"2": {"served": bad_tally()}})
+        assert judged(spec, seen).action == "roll_back"
+
+
+def test_figures_of_another_release_do_not_count(spec: ModelSpec) -> None:
+    seen = status(release="r0", generation=3, total={"2": {"served": bad_tally()}})
+    assert judged(spec, seen).action == "wait"
+
+
+def ejected(release_id: str = "r1", version: str = "2") -> Ejection:
+    return Ejection(
+        model="m",
+        version=version,
+        release=release_id,
+        generation=4,
+        at=NOW,
+        reason="9 of 50 failed",
+        requests=50,
+        seconds=2.5,
+    )
+
+
+@pytest.mark.parametrize("generation", [3, 4, 5])
+@pytest.mark.parametrize("paused", [True, False])
+def test_an_ejection_rolls_back_whatever_the_generation(spec: ModelSpec, generation: int, paused: bool) -> None:
+    decision = judged(spec, status(ejection=ejected(), generation=generation), of=release(paused=paused))
+    assert decision.action == "roll_back"
+    assert "the gateway ejected version 2: 9 of 50 failed" in decision.reason
+
+
+@pytest.mark.parametrize("other", [ejected("r0"), ejected(version="3")])
+def test_an_ejection_of_something_else_does_not_count(spec: ModelSpec, other: Ejection) -> None:
+    assert judged(spec, status(ejection=other)).action == "advance"
+
+
+@pytest.mark.parametrize("changes", [{}, {"release": None}, {"rollout_step": "canary_100"}])
+def test_a_later_generation_wakes_up(spec: ModelSpec, changes: dict[str, Any]) -> None:
+    decision = judged(spec, status(generation=5, **changes))
+    assert decision.action == "wake"
+    assert "generation 5" in decision.reason
+
+
+def test_a_paused_release_waits_for_ever(spec: ModelSpec) -> None:
+    paused = release(paused=True, reason="ann wants to look")
+    for seen in (status(observed_s=1e6), status(step={}, observed_s=1e6), None):
+        decision = judged(spec, seen, after=1e6, of=paused)
+        assert decision.action == "wait"
+        assert "paused in canary_5: ann wants to look" in decision.reason
+
+
+def test_warm_up_waits_for_loading_only(spec: ModelSpec) -> None:
+    warming = release("warm_up", Phase.WARM)
+    assert judged(spec, status("warm_up", step={}, total={}, observed_s=0), of=warming).action == "advance"
+    assert judged(spec, status("warm_up", loaded=("1",)), of=warming).action == "wait"
+    assert judged(spec, status("warm_up"), of=release("warm_up", Phase.WARM, paused=True)).action == "wait"
+
+
+def test_promote_now_needs_no_evidence_of_the_step(spec: ModelSpec) -> None:
+    now = release(promote_now=True, reason="ann is in a hurry")
+    decision = judged(spec, status(step={}, total={}, observed_s=0), of=now)
+    assert decision.action == "advance"
+    assert "by hand: ann is in a hurry" in decision.reason
+
+
+def test_promote_now_goes_past_nothing_that_cannot_be_judged(spec: ModelSpec) -> None:
+    now = release(promote_now=True)
+    assert judged(spec, status(total={"2": {"served": nan_differences()}}), of=now).action == "wait"
+    assert judged(spec, status(loaded=("1",)), of=now).action == "wait"
+    assert judged(spec, None, of=now).action == "wait"
+
+
+def test_an_experiment_goes_on_until_it_is_concluded_or_its_time_is_over() -> None:
+    spec = make_spec(plan="experiment")
+    here = release("experiment")
+    assert judged(spec, status("experiment", observed_s=86_399), of=here).reason == "the experiment is not concluded"
+    assert judged(spec, status("experiment", observed_s=86_400), of=here).action == "roll_back"
+    concluded = release("experiment", promote_now=True)
+    assert judged(spec, status("experiment", observed_s=10), of=concluded).action == "advance"
+
+
+def test_a_canary_may_go_on_before_its_labels_only_where_that_is_provisional() -> None:
+    for late in (None, labels(0.1, 0.2)):
+        assert judged(make_spec(LABELS), status(), late=late).action == "advance"
+        assert judged(make_spec(LABELS, provisional=False), status(), late=late).action == "wait"
+    assert judged(make_spec(LABELS, provisional=False), status(), late=labels(*[0.1] * 100)).action == "advance"
+
+
+def test_a_shadow_answers_nobody_and_does_not_wait_for_labels() -> None:
+    spec, here = make_spec(LABELS, provisional=False), release("shadow", Phase.SHADOW)
+    seen = status("shadow", step={"2": {"shadow": good_tally()}})
+    assert judged(spec, seen, of=here).action == "advance"
+
+
+def test_labels_that_are_bad_roll_back_on_the_way_also_without_a_gateway() -> None:
+    for seen in (status(), None, status(release=None, generation=3)):
+        decision = judged(make_spec(LABELS), seen, late=labels(*[0.9] * 300))
+        assert decision.action == "roll_back"
+
+
+def test_labels_that_cannot_be_true_wait() -> None:
+    untrue = labels(*[0.1] * 100, labelled=101)
+    assert judged(make_spec(LABELS), status(), late=untrue).action == "wait"
+
+
+def test_deciding_is_pure(spec: ModelSpec) -> None:
+    given, seen = release(), status(total={"2": {"served": bad_tally()}})
+    before = (given.model_dump_json(), seen.model_dump_json())
+    assert judged(spec, seen, of=given) == judged(spec, seen, of=given)
+    assert (given.model_dump_json(), seen.model_dump_json()) == before
+
+
+def verdict(name: str, status: Status = Status.PASS, **more: Any) -> Verdict:
+    return Verdict(name=name, status=status, reason=f"{name} is {status}", **more)
+
+
+@pytest.mark.parametrize("worst", [Status.INCONCLUSIVE, Status.ERROR, Status.FAIL])
+def test_every_limit_needs_a_pass(spec: ModelSpec, worst: Status) -> None:
+    step = planned(spec, "canary_100")
+    good = [verdict(limit.name) for limit in limits_of(spec)]
+    assert holds_back(spec, step, good) is None
+    assert "error_rate is" in str(holds_back(spec, step, [*good[1:], verdict("error_rate", worst)]))
+    assert holds_back(spec, step, [*good, verdict("trial", worst, dry_run=True)]) is None
+    assert "no verdict of error_rate" in str(holds_back(spec, step, good[1:]))
+    assert "no verdict of" in str(holds_back(spec, step, []))
+    by_hand = holds_back(spec, step, [*good[1:], verdict("error_rate", worst)], promote_now=True)
+    assert (by_hand is None) is (worst is Status.INCONCLUSIVE)
+
+
+def provisional(phase: Phase = Phase.PROVISIONAL) -> Release:
+    return release(phase=phase).model_copy(update={"step": None})
+
+
+def test_a_provisional_version_is_confirmed_by_mature_labels() -> None:
+    decision = decide_late(make_spec(LABELS), provisional(), labels(*[0.1] * 100))
+    assert decision.action == "advance"
+    assert "100 of the 100 answers" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("late", "said"),
+    [
+        (None, "nothing is known of label_brier"),
+        (labels(*[0.1] * 20), "20 of the 50 labelled answers"),
+        (labels(*[0.1] * 100, due=10), "10 of the 50 answers needed are old enough"),
+        (labels(*[0.1] * 100, due=100, labelled=80), "90% must have come"),
+        (labels(*[0.1] * 100, due=100, labelled=101), "cannot be true"),
+    ],
+)
+def test_early_labels_confirm_nothing(late: LateEvidence | None, said: str) -> None:
+    decision = decide_late(make_spec(LABELS), provisional(), late)
+    assert decision.action == "wait"
+    assert said in decision.reason
+
+
+@pytest.mark.parametrize("phase", [Phase.PROVISIONAL, Phase.CANARY, Phase.PROMOTED])
+def test_bad_labels_roll_back_late(phase: Phase) -> None:
+    decision = decide_late(make_spec(LABELS), provisional(phase), labels(*[0.9] * 300))
+    assert decision.action == "roll_back"
+    assert "labels have come for 300 of the 300 answers" in decision.reason
+
+
+@pytest.mark.parametrize("phase", [Phase.CANARY, Phase.PROMOTED])
+def test_only_a_provisional_version_is_confirmed(phase: Phase) -> None:
+    assert decide_late(make_spec(LABELS), provisional(phase), labels(*[0.1] * 100)).action == "wait"
+
+
+def test_without_a_guard_on_labels_nothing_is_confirmed(spec: ModelSpec) -> None:
+    assert decide_late(spec, provisional(), labels(*[0.1] * 100)).action == "wait"
+
+
+def test_outcomes_alone_do_not_wait_for_labels() -> None:
+    business = {"kind": "business_metric", "name": "revenue", "range": [0, 10], "min": 1, "min_requests": 50}
+    sums = Sums()
+    for _ in range(400):
+        sums.add(-5.0)
+    late = LateEvidence(until=NOW, answers=400, due=400, labelled=0, observations={"business_revenue": sums})
+    assert decide_late(make_spec(business), provisional(), late).action == "advance"
+
+
+def test_the_digest_names_what_was_shown_and_nothing_else() -> None:
+    shown = [verdict("a", n=10), verdict("b", estimate=0.5)]
+    digest = evidence_digest(release(), shown)
+    assert digest.startswith("sha256:")
+    again = release(id="r9", reason="later", generation=9, entered_at=NOW + timedelta(days=1))
+    assert evidence_digest(again, shown[::-1]) == digest
+    changed = [
+        (release(champion="3"), shown),
+        (release(bundle=Bundle(path="/b", digest="sha256:" + "1" * 64)), shown),
+        (release(version="4"), shown),
+        (release(), shown[:1]),
+        (release(), [shown[0], verdict("b", estimate=0.6)]),
+    ]
+    assert digest not in [evidence_digest(of, found) for of, found in changed]
