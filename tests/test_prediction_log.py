@@ -35,7 +35,7 @@ def origin(
 ) -> Origin:
     times = [None if time is None else us(time) for time in events]
     values = rows or [[float(n), n, None] for n in range(len(keys))]
-    return Origin(us(asked), f"id-{keys[0]}", 7, "r1", "staff", keys, times, columns, values)
+    return Origin(us(asked), f"id-{keys[0]}", 7, "r1", "staff", "ann", keys, times, columns, values)
 
 
 @pytest.fixture
@@ -73,7 +73,8 @@ def test_rows_come_back_as_they_were_asked(settings: Settings) -> None:
     assert len(frame) == 2
     row = frame.iloc[1]
     assert (row["key"], row["row"], row["generation"], row["release"], row["role"]) == ("b", 1, 7, "r1", "served")
-    assert (row["pin"], row["version"], row["variant"]) == ("staff", "1", "champion")
+    assert (row["pin"], row["routing_key"]) == ("staff", "ann")
+    assert (row["version"], row["variant"]) == ("1", "champion")
     assert row["fallback"] is None
     assert (row["prediction"], row["probability"], row["latency_ms"]) == (1.0, 0.75, 1.5)
     assert row["event_time"] == EVENT + timedelta(hours=1)

@@ -139,7 +139,7 @@ class Gateway:
         request_id = request_id or next(self._ids)
         pinned = effect.pinned(question.segment(effect)) if effect.pins else None
         chosen, pin = pinned or (effect.choose(key or request_id), None)
-        asked = Asked(served, effect, _origin(question, effect, request_id, pin))
+        asked = Asked(served, effect, _origin(question, effect, request_id, key, pin))
         given = await self._answer(asked, question, chosen)
         version, answers, fallback = given
         name, variant = (version.name, effect.variant(version)) if version else (None, None)
@@ -241,9 +241,9 @@ def _no_answer(effect: Effect, version: Version, failure: VersionFailed) -> Refu
     return Refused(503, "no_answer", message)
 
 
-def _origin(question: Question, effect: Effect, request_id: str, pin: str | None) -> Origin:
+def _origin(question: Question, effect: Effect, request_id: str, key: str | None, pin: str | None) -> Origin:
     route = effect.route
     return Origin(
-        *(time.time_ns() // 1000, request_id, route.generation, route.release, pin),
+        *(time.time_ns() // 1000, request_id, route.generation, route.release, pin, key),
         *(question.keys, question.event_times_us, effect.columns, question.rows),
     )

@@ -35,6 +35,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "generation": pa.int64(),
     "release": pa.string(),
     "pin": pa.string(),
+    "routing_key": pa.string(),
     "version": pa.string(),
     "variant": pa.string(),
     "role": pa.string(),
@@ -50,7 +51,8 @@ _INPUT_TYPES = {"float": pa.float64(), "int": pa.int64(), "string": pa.string()}
 class Origin(NamedTuple):
     """What all rows of one request share, whoever answers.
 
-    ``pin`` is the name of the pin that chose the version; ``columns`` are the inputs' names and types.
+    ``pin`` is the name of the pin that chose the version, ``routing_key`` what the shares choose by if the request
+    carried one; ``columns`` are the inputs' names and types.
     """
 
     at_us: int
@@ -58,6 +60,7 @@ class Origin(NamedTuple):
     generation: int
     release: str | None
     pin: str | None
+    routing_key: str | None
     keys: Sequence[str | None]
     event_times_us: Sequence[int | None]
     columns: tuple[tuple[str, str], ...]
@@ -164,8 +167,8 @@ def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa
         count = len(origin.rows)
         nothing = (None,) * count
         every = [
-            *(origin.generation, origin.release, origin.pin, entry.version, entry.variant, entry.role),
-            *(entry.fallback, entry.error),
+            *(origin.generation, origin.release, origin.pin, origin.routing_key),
+            *(entry.version, entry.variant, entry.role, entry.fallback, entry.error),
         ]
         facts.extend(
             zip(

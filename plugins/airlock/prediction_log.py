@@ -5,6 +5,7 @@ row that a version was asked, or that something else answered because no version
 
 - ``at`` and ``event_time`` (UTC, microseconds), ``key``, ``request_id``, ``row``, ``generation``, ``release``;
 - ``pin``: the name of the pin that chose the version, null where the shares did;
+- ``routing_key``: what the shares choose by, null where the request carried none: then its ``request_id`` was;
 - ``version`` and ``variant`` (``champion``, ``candidate``, or ``pinned`` for a version that is neither); both null
   where a rule or the default answered;
 - ``role``: ``served`` or ``shadow``;
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    *("at", "event_time", "key", "request_id", "row", "generation", "release", "pin", "version", "variant", "role"),
-    *("fallback", "error", "prediction", "probability", "latency_ms"),
+    *("at", "event_time", "key", "request_id", "row", "generation", "release", "pin", "routing_key"),
+    *("version", "variant", "role", "fallback", "error", "prediction", "probability", "latency_ms"),
 )
 WHEN = 'coalesce(event_time, "at")'
 """The time that a row counts for, in SQL: the event's own where the request named it."""

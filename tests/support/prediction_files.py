@@ -28,6 +28,7 @@ def write_log(
             "generation": 1,
             "release": "r",
             "pin": pd.Series([None] * len(frame), dtype=object),
+            "routing_key": frame[spec.data.key].to_numpy(),
             "version": version,
             "variant": "champion",
             "role": "served",
