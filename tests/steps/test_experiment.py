@@ -91,6 +91,13 @@ def test_a_unit_stays_the_candidates_when_something_stood_in_for_it(here: Settin
     assert counts(here) == (0, 10, 0)
 
 
+def test_a_request_that_no_version_was_asked_for_belongs_to_nobody(here: Settings) -> None:
+    write_rows(here, log_rows(10))
+    nobody = log_rows(10, version=pd.Series([None] * 10, dtype="string"), variant=None, fallback="rule")
+    write_rows(here, nobody.assign(routing_key=[f"other{n}" for n in range(10)]))
+    assert counts(here) == (5, 5, 0)
+
+
 def test_units_that_both_versions_answered_are_left_out_and_counted(here: Settings) -> None:
     rows = log_rows(10)
     write_rows(here, rows)
@@ -238,14 +245,14 @@ def before_it(here: Settings, *, units: int = 1_440) -> pd.DataFrame:
 
 def test_a_plan_reads_variance_and_traffic_from_what_was_seen(here: Settings) -> None:
     before_it(here)
-    found = experiment.plan(SPEC, here, until=BEGAN)
+    found = experiment.plan(SPEC, here, now=BEGAN)
     assert found.units_per_day == pytest.approx(1_440, rel=0.01)
     assert found.outcomes[0].mean == pytest.approx(10.0, abs=0.1)
     assert found.outcomes[0].sd == pytest.approx(1.0, abs=0.1)
     assert found.days == pytest.approx(found.units / 1_440, rel=0.01)
-    given = experiment.plan(SPEC, here, until=BEGAN, primary=Baseline(5.0, 2.0), units_per_day=100.0)
+    given = experiment.plan(SPEC, here, now=BEGAN, primary=Baseline(5.0, 2.0), units_per_day=100.0)
     assert (given.outcomes[0].mean, given.units_per_day) == (5.0, 100.0)
-    reduced = experiment.plan(SPEC, here, until=BEGAN, primary=Baseline(5.0, 2.0), correlation=0.5)
+    reduced = experiment.plan(SPEC, here, now=BEGAN, primary=Baseline(5.0, 2.0), correlation=0.5)
     assert reduced.units == pytest.approx(given.units * 0.75, abs=2)
 
 
@@ -254,23 +261,24 @@ def test_a_covariate_is_planned_with_as_far_as_it_was_known_before(here: Setting
     habit = {key: value * 2 for key, value in values_of(rows, key="routing_key").items()}
     spec = experiment_spec(covariate="habit")
     deliver(here, "habit", habit, BEGAN - timedelta(minutes=1))
-    assert experiment.plan(spec, here, until=BEGAN).outcomes[0].explained == 0
+    assert experiment.plan(spec, here, now=BEGAN).outcomes[0].explained == 0
     deliver(here, "habit", {key: value - 100 for key, value in habit.items()}, BEGAN - timedelta(days=9))
-    assert experiment.plan(spec, here, until=BEGAN).outcomes[0].explained == pytest.approx(1)
+    assert experiment.plan(spec, here, now=BEGAN).outcomes[0].explained == pytest.approx(1)
 
 
 def test_a_plan_of_nothing_says_what_to_give(here: Settings) -> None:
     with pytest.raises(DataInvalid, match="give its mean"):
-        experiment.plan(SPEC, here, until=NOW)
+        experiment.plan(SPEC, here, now=NOW)
     assert SPEC.experiment is not None
     assert past(here, MODEL, SPEC.experiment, until=NOW) == ({}, None)
 
 
 def test_what_an_experiment_shows_does_not_change_its_plan(here: Settings) -> None:
     before_it(here)
+    known = experiment.plan(SPEC, here, now=BEGAN).outcomes[0].units
+    assert known is not None
     write_rows(here, log_rows(400))
     planned = reported(here).planned_units
-    assert planned is not None
-    assert planned == experiment.plan(SPEC, here, until=BEGAN).outcomes[0].units
+    assert planned == known
     deliver(here, "spent", {key: value * 50 for key, value in values_of(log_rows(400)).items()})
     assert reported(here).planned_units == planned

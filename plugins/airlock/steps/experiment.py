@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from airlock.core.spec import Experiment, ModelSpec, OutcomeGuard
 from airlock.core.stats import TooFew
 from airlock.core.verdict import Status
 from airlock.settings import Settings
-from airlock.steps.experiment_evidence import Gathered, gather, measured, names_of, past
+from airlock.steps.experiment_evidence import Gathered, Past, gather, measured, names_of, newest_answer, past
 
 if TYPE_CHECKING:
     from airlock.core.route import Route
@@ -82,12 +82,12 @@ def plan(
     spec: ModelSpec,
     settings: Settings,
     *,
-    until: datetime,
+    now: datetime,
     primary: Baseline | None = None,
     units_per_day: float | None = None,
     correlation: float | None = None,
 ) -> Plan:
-    """Plan the spec's experiment from what was seen before ``until``; what is given goes before what was seen.
+    """Plan the spec's experiment from the newest answers; what is given goes before what was seen.
 
     ``correlation`` is the covariate's with the primary outcome.
 
@@ -96,7 +96,11 @@ def plan(
         NotFound: the spec has no experiment.
     """
     experiment = experiment_of(spec)
-    seen = past(settings, spec.model, experiment, until=until)
+    newest_at = newest_answer(settings, spec.model)
+    seen = Past({}, None)
+    if newest_at is not None:
+        until = newest_at + timedelta(microseconds=1)
+        seen = past(settings, spec.model, experiment, until=until, known_by=now)
     known = dict(seen.baselines)
     name = experiment.primary.name
     if primary is not None:

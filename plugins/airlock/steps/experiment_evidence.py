@@ -2,9 +2,10 @@
 
 A unit is a routing key: the request's own, or the request's id where it carried none. A request belongs to the
 candidate if the candidate was asked first, also when something else had to stand in for it: who was meant to answer
-decides, not who did. Answers that a pin chose and shadow scoring do not count. An outcome belongs to the answer whose
-row key it has, or whose routing key where the row has none; a covariate belongs to the unit, by its routing key, or by
-the row's where the request carried none, and counts only if it was known before the first answer.
+decides, not who did. Answers that a pin chose, that no version was asked for, and shadow scoring do not count. An
+outcome belongs to the answer whose row key it has, or whose routing key where the row has none; a covariate belongs to
+the unit, by its routing key, or by the row's where the request carried none, and counts only if it was known before
+the first answer.
 """
 
 from __future__ import annotations
@@ -101,10 +102,13 @@ class Past(NamedTuple):
     units_per_day: float | None
 
 
-def past(settings: Settings, model: str, experiment: Experiment, *, until: datetime) -> Past:
-    """The champion's answers and their outcomes in the experiment's duration before ``until``, in the outcomes' time.
+def past(
+    settings: Settings, model: str, experiment: Experiment, *, until: datetime, known_by: datetime | None = None
+) -> Past:
+    """The champion's answers in the experiment's duration before ``until``, and their outcomes.
 
-    A covariate counts as far as it was known before that: values known later hold part of the outcome itself.
+    Times are the events' where requests name them. ``known_by`` bounds the outcomes; unset: ``until`` does. A covariate
+    counts as far as it was known before those answers: values known later hold part of the outcome itself.
     """
     since = until - experiment.duration
     when = prediction_log.WHEN
@@ -117,7 +121,7 @@ def past(settings: Settings, model: str, experiment: Experiment, *, until: datet
             return Past({}, None)
         first = units["first_time"].min().to_pydatetime()
         for name in names_of(experiment):
-            frame = _measured(connection, settings, model, experiment, units, name, (first, until))
+            frame = _measured(connection, settings, model, experiment, units, name, (first, known_by or until))
             try:
                 before = frame["before"].to_numpy(dtype=float) if experiment.covariate else None
                 known[name] = baseline(frame["value"].to_numpy(dtype=float), before)
@@ -126,6 +130,13 @@ def past(settings: Settings, model: str, experiment: Experiment, *, until: datet
     # By the clock: how fast units come is asked of real days, also where a replay lends them other times.
     length = (units["last_at"].max() - units["first_at"].min()) / timedelta(days=1)
     return Past(known, len(units) / length if length > 0 else None)
+
+
+def newest_answer(settings: Settings, model: str) -> datetime | None:
+    """The time of the newest answer, its event's where the request named one; ``None`` without a log."""
+    with _asked(settings, model, "true", []) as connection:
+        row = connection.execute("SELECT max(time) FROM asked").fetchone()
+    return None if row is None else row[0]
 
 
 def _asked(settings: Settings, model: str, where: str, values: list[Any]) -> duckdb.DuckDBPyConnection:
@@ -138,7 +149,7 @@ def _asked(settings: Settings, model: str, where: str, values: list[Any]) -> duc
     if source is None:
         connection.execute(
             "CREATE TABLE asked (unit TEXT, request_id TEXT, outcome_key TEXT, unit_key TEXT, version TEXT, "
-            '"at" TIMESTAMPTZ, time TIMESTAMPTZ)'
+            'fallback TEXT, "at" TIMESTAMPTZ, time TIMESTAMPTZ)'
         )
         return connection
     log = connection.read_parquet(source, union_by_name=True, hive_partitioning=True)
@@ -153,7 +164,7 @@ def _asked(settings: Settings, model: str, where: str, values: list[Any]) -> duc
         f"""
         CREATE TABLE asked AS
         SELECT coalesce(routing_key, request_id) AS unit, request_id, coalesce(key, routing_key) AS outcome_key,
-            coalesce(routing_key, key) AS unit_key, version, "at", {prediction_log.WHEN} AS time
+            coalesce(routing_key, key) AS unit_key, version, fallback, "at", {prediction_log.WHEN} AS time
         FROM log WHERE role = 'served' AND pin IS NULL AND {where}""",  # noqa: S608
         values,
     )
@@ -167,7 +178,7 @@ def _assigned(connection: duckdb.DuckDBPyConnection, candidate: str | None) -> p
         CREATE TABLE units AS
         WITH requests AS (
             SELECT unit, bool_or(coalesce(version = ?, false)) AS candidate, min("at") AS first_at, min(time) AS time
-            FROM asked GROUP BY unit, request_id)
+            FROM asked GROUP BY unit, request_id HAVING bool_or(fallback IS NULL))
         SELECT unit, bool_or(candidate) AS candidate, bool_or(candidate) AND NOT bool_and(candidate) AS crossed,
             min(first_at) AS first_at, max(first_at) AS last_at, min(time) AS first_time
         FROM requests GROUP BY unit ORDER BY unit""",
