@@ -18,12 +18,13 @@ from airlock.core.spec import METRICS, Metric, Task
 from airlock.core.stats import (
     HIGHER_IS_BETTER,
     TooFew,
-    delong_interval,
-    delong_paired,
     metric_gain,
     metric_interval,
     quantile_interval,
+    relative_gain,
     roc_auc,
+    row_influence,
+    shortfall_p_value,
     wilson,
 )
 
@@ -94,10 +95,10 @@ class TestDeLong:
         (auc, rows, columns), (other, other_rows, other_columns) = components
         variance = np.var(rows, ddof=1) / len(rows) + np.var(columns, ddof=1) / len(columns)
         half = 1.6448536269514722 * math.sqrt(variance)
-        assert delong_interval(labels, first, 0.95) == pytest.approx((auc, auc - half, auc + half))
+        assert metric_interval("roc_auc", labels, first, confidence=0.95) == pytest.approx((auc, auc - half, auc + half))
         paired = np.cov(rows, other_rows) / len(rows) + np.cov(columns, other_columns) / len(columns)
         half = 1.6448536269514722 * math.sqrt(paired[0, 0] + paired[1, 1] - 2 * paired[0, 1])
-        assert delong_paired(labels, first, second, 0.95) == pytest.approx(
+        assert metric_gain("roc_auc", labels, first, second, confidence=0.95) == pytest.approx(
             (auc - other, auc - other - half, auc - other + half)
         )
 
@@ -107,8 +108,8 @@ class TestDeLong:
         assert roc_auc(LABELS, SCORES) == pytest.approx(statistic / (high.size * low.size))
 
     def test_a_constant_reference_is_a_coin(self) -> None:
-        gain = delong_paired(LABELS, SCORES, np.full(600, 0.3), 0.95)
-        assert gain == pytest.approx([value - 0.5 for value in delong_interval(LABELS, SCORES, 0.95)])
+        gain = metric_gain("roc_auc", LABELS, SCORES, np.full(600, 0.3))
+        assert gain == pytest.approx([value - 0.5 for value in metric_interval("roc_auc", LABELS, SCORES)])
 
     def test_bounds_miss_as_often_as_they_say(self) -> None:
         """2,000 samples of 200 rows with a true gain of 0; each bound misses about 5 %; seed 30."""
@@ -116,7 +117,8 @@ class TestDeLong:
         for _ in range(2000):
             signal = rng.normal(size=200)
             labels = (rng.random(200) < 1 / (1 + np.exp(-signal))).astype(float)
-            gain = delong_paired(labels, signal + rng.normal(size=200), signal + rng.normal(size=200), 0.95)
+            first, second = signal + rng.normal(size=200), signal + rng.normal(size=200)
+            gain = metric_gain("roc_auc", labels, first, second)
             misses += [gain.low > 0, gain.high < 0]
         assert (misses / 2000 < 0.065).all()
         assert (misses / 2000 > 0.035).all()
@@ -209,6 +211,85 @@ class TestNormalApproximations:
     def test_the_threshold_turns_probabilities_into_decisions(self) -> None:
         expected = sklearn_metrics.accuracy_score(LABELS, SCORES >= 0.7)
         assert metric_interval("accuracy", LABELS, SCORES, threshold=0.7).estimate == pytest.approx(expected)
+
+
+class TestRelative:
+    @pytest.mark.parametrize("metric", REFERENCES)
+    def test_it_is_the_gain_as_a_share(self, metric: Metric) -> None:
+        labels, scores, other = rows_of(metric)
+        gain, share = metric_gain(metric, labels, scores, other), relative_gain(metric, labels, scores, other)
+        reference = REFERENCES[metric](labels, other)
+        assert share.estimate == pytest.approx(gain.estimate / reference)
+        assert share.low < share.estimate < share.high
+
+    @pytest.mark.parametrize("metric", ["roc_auc", "brier", "rmse", "r2"])
+    def test_half_widths_agree_with_the_bootstrap_of_scipy(self, metric: Metric) -> None:
+        labels, scores, other = rows_of(metric)
+        sign = 1 if metric in HIGHER_IS_BETTER else -1
+
+        def share(truth: np.ndarray, mine: np.ndarray, theirs: np.ndarray) -> float:
+            return sign * float(REFERENCES[metric](truth, mine) / REFERENCES[metric](truth, theirs) - 1)
+
+        reference = scipy_stats.bootstrap(
+            (labels, scores, other),
+            share,
+            n_resamples=400,
+            paired=True,
+            vectorized=False,
+            confidence_level=0.9,
+            method="percentile",
+            rng=np.random.default_rng(2),
+        ).confidence_interval
+        gain = relative_gain(metric, labels, scores, other)
+        assert gain.high - gain.low == pytest.approx(reference.high - reference.low, rel=0.15)
+
+    def test_nothing_is_a_share_of_zero(self) -> None:
+        with pytest.raises(TooFew, match="share of 0"):
+            relative_gain("rmse", VALUES, GUESSES, VALUES)
+
+
+class TestShortfall:
+    @pytest.mark.parametrize("metric", REFERENCES)
+    @pytest.mark.parametrize("at_least", [True, False])
+    def test_it_agrees_with_the_interval(self, metric: Metric, at_least: bool) -> None:
+        """A bound at the one-sided 95 % limit of the interval has a p-value of about 5 %."""
+        labels, scores, _ = rows_of(metric)
+        interval = metric_interval(metric, labels, scores)
+        bound = interval.high if at_least else interval.low
+        assert shortfall_p_value(metric, labels, scores, bound, at_least=at_least) == pytest.approx(0.05, abs=0.006)
+        kept = interval.low if at_least else interval.high
+        assert shortfall_p_value(metric, labels, scores, kept, at_least=at_least) == pytest.approx(0.95, abs=0.02)
+
+    @given(st.integers(1, 300), st.floats(0, 1), st.floats(0, 1))
+    def test_accuracy_is_a_binomial_test(self, n: int, share: float, bound: float) -> None:
+        labels, scores = np.ones(n), (np.arange(n) < round(share * n)).astype(float)
+        hits = round(share * n)
+        less, greater = (scipy_stats.binomtest(hits, n, bound, alternative=how).pvalue for how in ("less", "greater"))
+        assert shortfall_p_value("accuracy", labels, scores, bound, at_least=True) == pytest.approx(less, abs=1e-12)
+        assert shortfall_p_value("accuracy", labels, scores, bound, at_least=False) == pytest.approx(greater, abs=1e-12)
+
+    @pytest.mark.parametrize(("bound", "p_value"), [(0.0, 1.0), (0.1, 0.0)])
+    def test_what_has_no_spread_is_certain(self, bound: float, p_value: float) -> None:
+        assert shortfall_p_value("r2", VALUES, VALUES, 1 + bound, at_least=True) == p_value
+
+    def test_one_class_carries_nothing(self) -> None:
+        with pytest.raises(TooFew):
+            shortfall_p_value("roc_auc", np.ones(50), np.ones(50), 0.6, at_least=True)
+
+
+@pytest.mark.parametrize("metric", REFERENCES)
+def test_a_rows_influence_is_what_its_weight_moves(metric: Metric) -> None:
+    """Against a row that is there twice: the influence is n times the change, up to 1/n."""
+    labels, scores, _ = (values[:300] for values in rows_of(metric))
+    influence = row_influence(metric, labels, scores, 0.5)
+    whole = REFERENCES[metric](labels, scores)
+    moved = []
+    for row in range(300):
+        twice = np.append(np.arange(300), row)
+        moved.append(301 * (REFERENCES[metric](labels[twice], scores[twice]) - whole))
+    assert influence.mean() == pytest.approx(0, abs=1e-9)
+    assert np.corrcoef(influence, moved)[0, 1] > 0.999
+    assert np.abs(influence - moved).max() < 0.03 * np.abs(influence).max()
 
 
 class TestWilson:

@@ -47,7 +47,7 @@ def wilson(hits: float, n: int, confidence: float) -> Interval:
         TooFew: ``n`` is 0.
     """
     if n == 0:
-        raise TooFew("no observations")
+        raise TooFew("no rows")
     z, share = deviate(confidence), hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
