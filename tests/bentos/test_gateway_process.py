@@ -95,11 +95,11 @@ def test_sigterm_ends_the_parent_and_its_worker(gateway: GatewayProcess) -> None
 
 def test_the_worker_does_not_outlive_a_killed_parent(gateway: GatewayProcess) -> None:
     workers = psutil.Process(gateway.process.pid).children(recursive=True)
-    GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])
+    GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW], key="ann")
     gateway.process.kill()
     _, alive = psutil.wait_procs(workers, timeout=10)
     assert not alive
-    assert len(read(settings_at(gateway.home), "late")) == 1
+    assert read(settings_at(gateway.home), "late")["routing_key"].tolist() == ["ann"]
     assert "generation 1 in effect" in gateway.log.read_text()
 
 
