@@ -41,9 +41,9 @@ class Traffic:
         """A step's share for the candidate, the rest for the champion."""
         return self._route(champion, candidate, step, reason=reason, now=now)
 
-    def again(self, current: Route, *, reason: str, now: datetime) -> Route:
-        """The same route as another generation."""
-        return self._changed(current, reason, now)
+    def again(self, current: Route, *, reason: str, now: datetime, above: int = 0) -> Route:
+        """The same route as another generation, later than ``above``."""
+        return self._changed(current, reason, now, generation=max(self._generation(), above + 1))
 
     def with_pins(self, pins: Iterable[Pin], current: Route, *, reason: str, now: datetime) -> Route:
         """The route with other pins. Every pinned version is loaded."""

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from airlock.control.projection import Aliases, project_route, show_aliases
-from airlock.core.errors import AirlockError, Conflict
+from airlock.core.errors import AirlockError, Conflict, Unavailable
 from airlock.core.release import Event, Release
 from airlock.core.route import Route
 from airlock.core.spec import ModelSpec
@@ -81,23 +81,27 @@ class Controller:
         if turn.moved:
             self.catch_up()
 
-    def catch_up(self) -> bool:
-        """Show the aliases that are still to be shown. Traffic never waits for it: a registry that is down is told,
-        and the effects stay pending. Returns whether none is left.
+    def catch_up(self, *, strictly: bool = False) -> None:
+        """Show the aliases that are still to be shown. Traffic never waits for it: when the registry is down that is
+        logged, and they stay to be shown. ``strictly``: it is raised.
+
+        Raises:
+            Unavailable: the registry does not answer, or none is known here.
         """
         pending = self.pending("aliases")
-        if not pending:
-            return True
-        if self.aliases is None:
-            return False
+        if pending and self.aliases is None and strictly:
+            raise Unavailable("no registry is known here; the aliases are written where one is")
+        if not pending or self.aliases is None:
+            return
         try:
             show_aliases(self.ledger, self.spec.model, self.aliases)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the traffic has moved already
+        except Exception as error:
+            if strictly:
+                raise
             log.warning("%s: the MLflow aliases are behind the ledger: %s", self.spec.model, error)
-            return False
+            return
         for effect in pending:
             self.done(effect)
-        return True
 
     def pending(self, kind: EffectKind) -> list[Effect]:
         """The effects of a kind that were decided on and are not done yet, the oldest first."""

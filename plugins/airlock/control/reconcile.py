@@ -1,0 +1,230 @@
+"""Reconciling: make what lies outside the ledger say what the ledger says, and end what nobody carries any more.
+
+It can run at any time, beside everything else and twice at once: it does what a killed controller left undone, through
+the same turns. What it finds and does is returned; what it cannot do (a registry that is down, an asset's event that
+Airflow has to emit) is returned as not done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from airlock.control.projection import Aliases, read_route
+from airlock.control.release import ReleaseControl
+from airlock.control.turn import CONTROLLER
+from airlock.core.errors import AirlockError
+from airlock.core.release import LIVE, WAITING, Release
+from airlock.core.route import Route
+from airlock.core.tally import Ejection, GatewayStatus
+
+GRACE = timedelta(minutes=2)
+"""How long an effect or a gateway may take before it counts as lost: whoever caused it is at it."""
+_ENDED = frozenset({"success", "failed", None})
+
+Kind = Literal[
+    "lease", "route", "gateway", "ejection", "orphan", "aliases", "record", "champion_asset", "candidate_asset"
+]
+
+
+class Repair(BaseModel):
+    """Something that did not agree with the ledger. ``done``: it does now.
+
+    Of ``champion_asset`` and ``candidate_asset``, ``version`` is what the lost event has to name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    what: str
+    done: bool
+    release: str | None = None
+    version: str | None = None
+
+
+@runtime_checkable
+class ReadableAliases(Aliases, Protocol):
+    """Aliases that can be compared with the ledger."""
+
+    def alias(self, model: str, alias: str) -> str | None:
+        """The version that an alias names."""
+
+
+def reconcile(
+    control: ReleaseControl,
+    *,
+    status: Callable[[], GatewayStatus | None],
+    run_state: Callable[[Release], str | None],
+    now: datetime,
+    dry_run: bool = False,
+) -> list[Repair]:
+    """Find and repair what does not agree with the ledger, for one model.
+
+    Args:
+        status: what the gateway says; ``None`` if it does not answer.
+        run_state: the state of the DAG run that carries a release (``Release.run``), ``None`` if there is no such run.
+            An ``AirlockError`` means that nobody knows, and then nothing is ended.
+        dry_run: only tell.
+    """
+    work = _Reconciliation(control, now, dry_run=dry_run)
+    answer = status()
+    return [
+        *work.lease(),
+        *work.route(answer),
+        *work.ejection(answer),
+        *work.orphans(run_state),
+        *work.aliases(),
+        *work.lost("champion_asset"),
+        *work.lost("record"),
+    ]
+
+
+class _Reconciliation:
+    def __init__(self, control: ReleaseControl, now: datetime, *, dry_run: bool) -> None:
+        self.control = control
+        self.ledger = control.ledger
+        self.model = control.spec.model
+        self.now = now
+        self.dry_run = dry_run
+
+    def lease(self) -> Iterator[Repair]:
+        """A turn whose holder never gave it back."""
+        held = self.ledger.lease_of(self.model)
+        if held is not None and held.expires_at <= self.now:
+            yield self._repair("lease", f"the turn of {held.holder} ran out at {held.expires_at}", self._take_turn)
+
+    def route(self, status: GatewayStatus | None) -> Iterator[Repair]:
+        """The gateway's file, and what the gateway made of it."""
+        route = self.ledger.route(self.model)
+        if route is None:
+            return
+        lying = read_route(self.control.settings.routes, self.model)
+        newest = f"generation {route.generation}"
+        ahead = max(lying.generation if lying else 0, status.generation if status else 0)
+        forged = lying is not None and lying.generation == route.generation and lying != route
+        if status is not None and status.generation == route.generation:
+            forged = forged or status.checksum != route.checksum
+        if ahead > route.generation or forged:
+            # A document as old as the one in effect is refused: the ledger's must become a later one.
+            what = f"another route is in effect as generation {ahead} than the ledger's {newest}"
+            yield self._repair("route", what, lambda: self._write_above(route, ahead))
+        elif lying is None:
+            yield self._repair("route", f"the file of {newest} is missing or torn", self._take_turn)
+        elif lying.generation < route.generation:
+            what = f"the file still says generation {lying.generation}, the ledger {newest}"
+            yield self._repair("route", what, self._take_turn)
+        elif self.control.pending("route"):
+            yield self._repair("route", f"{newest} was written, but not marked as done", self._take_turn)
+        if status is None:
+            yield Repair(kind="gateway", what="the gateway does not answer", done=False)
+        elif status.generation < route.generation and self.now - route.written_at > GRACE:
+            why = f": {status.error}" if status.error else ""
+            what = f"the gateway still follows generation {status.generation}, not {newest}{why}"
+            yield Repair(kind="gateway", what=what, done=False)
+
+    def ejection(self, status: GatewayStatus | None) -> Iterator[Repair]:
+        """A version that the gateway has ejected, and whose release goes on in the ledger."""
+        ejected = (status.ejection if status is not None else None) or self._written_ejection()
+        if ejected is None:
+            return
+        for release in self.ledger.releases(self.model, phases=LIVE):
+            if (release.id, release.version) == (ejected.release, ejected.version):
+                reason = f"the gateway ejected version {ejected.version}: {ejected.reason}"
+                yield self._end("ejection", release, reason)
+
+    def orphans(self, run_state: Callable[[Release], str | None]) -> Iterator[Repair]:
+        """Releases whose run has ended, or is gone, before they did. Those that no run carries are left alone."""
+        for release in self.ledger.releases(self.model, phases=LIVE | WAITING):
+            if release.run is None:
+                continue
+            try:
+                state = run_state(release)
+            except AirlockError as error:
+                what = f"nobody can say whether release {release.id} is still carried: {error}"
+                yield Repair(kind="orphan", what=what, done=False, release=release.id, version=release.version)
+                continue
+            if state in _ENDED:
+                how = f"has ended as {state}" if state else "is gone"
+                yield self._end("orphan", release, f"its run {release.run} {how}, and nobody carries it on")
+
+    def aliases(self) -> Iterator[Repair]:
+        """MLflow's aliases, and a candidate that was registered, but never opened a release."""
+        if self.control.pending("aliases"):
+            repair = self._repair("aliases", "aliases were decided on, but not written", self._catch_up)
+            yield repair
+            if not repair.done:
+                return
+        port = self.control.aliases
+        if not isinstance(port, ReadableAliases):
+            return
+        try:
+            shown = {name: port.alias(self.model, name) for name in ("champion", "candidate")}
+            champion = self.ledger.champion(self.model)
+        except Exception as error:  # noqa: BLE001 - whatever one part raises, the others are repaired without it
+            yield Repair(kind="aliases", what=f"the aliases cannot be compared: {error}", done=False)
+            return
+        if champion is not None and shown["champion"] != champion.version:
+            version = champion.version
+            what = f"champion names version {shown['champion']}, the ledger says version {version}"
+            yield self._repair("aliases", what, lambda: port.set_alias(self.model, "champion", version))
+        if (candidate := shown["candidate"]) is not None:
+            yield from self._candidate(port, candidate)
+
+    def lost(self, kind: Literal["champion_asset", "record"]) -> Iterator[Repair]:
+        """Effects that others do, and that nobody has done for a while."""
+        for effect in self.control.pending(kind):
+            if self.now - effect.at > GRACE:
+                release = self.ledger.release(effect.release) if effect.release else None
+                champion = self.ledger.champion(self.model) if kind == "champion_asset" else None
+                version = champion.version if champion else release.version if release else None
+                what = f"{kind.replace('_', ' ')} of version {version} is due since {effect.at:%Y-%m-%d %H:%M:%S}"
+                yield Repair(kind=kind, what=what, done=False, release=effect.release, version=version)
+
+    def _candidate(self, port: ReadableAliases, candidate: str) -> Iterator[Repair]:
+        releases = self.ledger.releases(self.model)
+        going = any(release.phase in LIVE | WAITING for release in releases)
+        mine = [release for release in releases if release.version == candidate]
+        if not mine and not going:
+            what = f"version {candidate} is the candidate, but no release of it was ever opened"
+            yield Repair(kind="candidate_asset", what=what, done=False, version=candidate)
+        elif mine and not any(release.phase in LIVE | WAITING for release in mine):
+            what = f"candidate names version {candidate}, whose release is {mine[0].phase}"
+            yield self._repair("aliases", what, lambda: port.clear_alias(self.model, "candidate", candidate))
+
+    def _end(self, kind: Kind, release: Release, reason: str) -> Repair:
+        what = f"release {release.id} of version {release.version} is {release.phase}, but {reason}"
+        repair = self._repair(kind, what, lambda: self.control.roll_back(release.id, reason=reason))
+        return repair.model_copy(update={"release": release.id, "version": release.version})
+
+    def _repair(self, kind: Kind, what: str, act: Callable[[], object]) -> Repair:
+        if self.dry_run:
+            return Repair(kind=kind, what=what, done=False)
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 - whatever one part raises, the others are repaired without it
+            return Repair(kind=kind, what=f"{what}; not repaired: {error}", done=False)
+        return Repair(kind=kind, what=what, done=True)
+
+    def _take_turn(self) -> None:
+        """Whoever takes a turn first does what an earlier controller left undone."""
+        with self.control.turn():
+            pass
+
+    def _write_above(self, route: Route, generation: int) -> None:
+        with self.control.turn() as turn:
+            reason = f"written again above generation {generation}, which the ledger does not know: {route.reason}"
+            again = self.control.traffic.again(route, reason=reason, now=turn.now, above=generation)
+            turn.reroute(again, actor=CONTROLLER, event="reconcile")
+
+    def _catch_up(self) -> None:
+        self.control.catch_up(strictly=True)
+
+    def _written_ejection(self) -> Ejection | None:
+        """What the gateway left on the disk; it outlives the gateway."""
+        try:
+            return Ejection.model_validate_json((self.control.settings.ejections / f"{self.model}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
