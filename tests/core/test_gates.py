@@ -11,66 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airlock.core import gates as gates_module
-from airlock.core.gates import BASELINE, MINIMUM_ROWS, GateEvidence, judge, name_of
+from airlock.core.gates import BASELINE, MINIMUM_ROWS, FeatureValues, evidence, judge, judging, name_of
 from airlock.core.spec import (
-    FiniteGate,
     Gate,
-    Input,
-    LatencyGate,
     NonInferiorityGate,
-    ParityGate,
-    SchemaGate,
-    SizeGate,
-    SliceGate,
     Task,
     ThresholdGate,
 )
-from airlock.core.stats import roc_auc
-from airlock.core.verdict import Status, Verdict, fold
-
-ROWS = 4000
-_RNG = np.random.default_rng(5)
-_TRUTH = _RNG.uniform(0.02, 0.6, ROWS)
-LABELS = (_RNG.uniform(size=ROWS) < _TRUTH).astype(int)
-GOOD = np.clip(_TRUTH + _RNG.normal(0, 0.02, ROWS), 0, 1)
-FAIR = np.clip(_TRUTH + _RNG.normal(0, 0.15, ROWS), 0, 1)
-GROUP = np.array(["AA", "UA", None, "EV"], dtype=object)[np.repeat([0, 1, 2, 3], [2000, 1700, 250, 50])]
-PARITY = Verdict(name="parity", status=Status.PASS, reason="fine", n=ROWS, details={"max_difference": 2e-6, "flips": 0})
-INPUTS = {"distance": Input(type="float", min=0), "carrier": Input(type="string")}
-
-EVIDENCE = GateEvidence(
-    task=Task.CLASSIFICATION,
-    labels=LABELS,
-    candidate=GOOD,
-    reference=FAIR,
-    reference_name="version 3",
-    slices={"carrier": GROUP},
-    parity=PARITY,
-    latency_ms=np.linspace(1, 3, 500),
-    size_bytes=2_500_000,
-    inputs=INPUTS,
-    reference_inputs=INPUTS,
-)
-REGRESSION = dataclasses.replace(
-    EVIDENCE, task=Task.REGRESSION, labels=_TRUTH * 300, candidate=GOOD * 300, reference=FAIR * 300
-)
-
-ALL: dict[str, Gate] = {
-    "threshold": ThresholdGate(kind="threshold", metric="roc_auc", min=0.65),
-    "non_inferiority": NonInferiorityGate(kind="non_inferiority", metric="roc_auc", margin=0.005),
-    "slices": SliceGate(kind="slices", column="carrier", metric="roc_auc", min=0.6),
-    "onnx_parity": ParityGate(kind="onnx_parity"),
-    "latency": LatencyGate(kind="latency", max_p99_ms=5),
-    "size": SizeGate(kind="size", max_mb=5),
-    "finite": FiniteGate(kind="finite"),
-    "schema": SchemaGate(kind="schema"),
-}
-
-
-def only(gate: Gate, **changes: Any) -> Verdict:
-    (verdict,) = judge([gate], dataclasses.replace(EVIDENCE, **changes))
-    return verdict
+from airlock.core.verdict import Status, fold
+from tests.support.gate_evidence import ALL, EVIDENCE, FAIR, GOOD, GROUP, INPUTS, INTERFACE, LABELS, PARITY, ROWS, only
 
 
 def test_a_good_candidate_passes_every_gate() -> None:
@@ -78,9 +27,14 @@ def test_a_good_candidate_passes_every_gate() -> None:
     assert [verdict.status for verdict in verdicts] == [Status.PASS] * len(ALL), verdicts
     assert [verdict.name for verdict in verdicts] == [
         "threshold_roc_auc",
+        "relative_brier",
         "non_inferiority_roc_auc",
+        "superiority_log_loss",
         "slices_carrier_roc_auc",
+        "fairness_demographic_parity_carrier",
+        "calibration",
         "onnx_parity",
+        "feature_parity",
         "latency",
         "size",
         "finite",
@@ -90,7 +44,7 @@ def test_a_good_candidate_passes_every_gate() -> None:
 
 def test_every_kind_of_gate_has_its_judge_and_is_tried_here() -> None:
     kinds = set(get_args(get_args(Gate)[0]))
-    assert kinds == set(gates_module._JUDGES) == {type(gate) for gate in ALL.values()}
+    assert kinds == set(judging._JUDGES) == {type(gate) for gate in ALL.values()}
 
 
 def test_no_gate_is_no_pass() -> None:
@@ -118,7 +72,7 @@ def test_no_gate_is_no_pass() -> None:
         ("non_inferiority", {"reference": None}, Status.INCONCLUSIVE, "no scores of version 3"),
         ("non_inferiority", {"reference": np.full(ROWS, np.inf)}, Status.ERROR, "scores of version 3 are NaN"),
         ("non_inferiority", {"reference": np.full(ROWS, 0.25), "reference_name": BASELINE}, Status.PASS, "baseline"),
-        ("slices", {"candidate": np.where(GROUP == "UA", 1 - GOOD, GOOD)}, Status.FAIL, "1 fall short: UA"),
+        ("slices", {"candidate": np.where(GROUP == "UA", 1 - GOOD, GOOD)}, Status.FAIL, "discovery rate of 0.05: UA ("),
         ("slices", {"slices": {}}, Status.INCONCLUSIVE, "no column 'carrier'"),
         ("slices", {"slices": {"carrier": GROUP[:-1]}}, Status.ERROR, "has shape (3999,)"),
         ("slices", {"slices": {"carrier": np.arange(ROWS)}}, Status.INCONCLUSIVE, "no group of carrier has 200 rows"),
@@ -141,6 +95,25 @@ def test_no_gate_is_no_pass() -> None:
         ("finite", {"candidate": np.where(np.arange(ROWS) == 7, np.inf, GOOD)}, Status.FAIL, "the first is row 7"),
         ("finite", {"candidate": np.array([])}, Status.INCONCLUSIVE, "not scored"),
         ("schema", {"inputs": {}}, Status.INCONCLUSIVE, "not known"),
+        ("schema", {"interface": {}}, Status.INCONCLUSIVE, "not known"),
+        ("schema", {"reference_interface": None}, Status.INCONCLUSIVE, "version 3 are not known"),
+        ("schema", {"interface": INTERFACE | {"output": "value"}}, Status.FAIL, "output: probability -> value"),
+        ("schema", {"interface": INTERFACE | {"positive class": "early"}}, Status.FAIL, "class: late -> early"),
+        ("relative", {"candidate": FAIR, "reference": GOOD}, Status.FAIL, "may lose at most 1.000%"),
+        ("relative", {"reference": None}, Status.INCONCLUSIVE, "no scores of version 3"),
+        ("relative", {"reference": LABELS.astype(float)}, Status.INCONCLUSIVE, "a share of 0"),
+        ("superiority", {"reference": GOOD}, Status.FAIL, "not better"),
+        ("superiority", {"reference": np.append(GOOD[1:], 2)}, Status.ERROR, "must be probabilities"),
+        ("fairness", {"candidate": np.where(GROUP == "UA", 0.9, GOOD)}, Status.FAIL, "between UA (1) and AA ("),
+        ("fairness", {"slices": {}}, Status.INCONCLUSIVE, "no column 'carrier'"),
+        ("fairness", {"slices": {"carrier": np.full(ROWS, "AA")}}, Status.INCONCLUSIVE, "two are needed"),
+        ("fairness", {"task": Task.REGRESSION}, Status.ERROR, "remove it"),
+        ("calibration", {"candidate": GOOD**2}, Status.FAIL, "more rows are positive than predicted"),
+        ("calibration", {"labels": LABELS[:100], "candidate": GOOD[:100]}, Status.INCONCLUSIVE, "at least 200"),
+        ("calibration", {"task": Task.REGRESSION}, Status.ERROR, "remove it"),
+        ("feature_parity", {"features": None}, Status.INCONCLUSIVE, "were not compared"),
+        ("feature_parity", {"features": FeatureValues()}, Status.INCONCLUSIVE, "no feature was compared"),
+        ("feature_parity", {"features": FeatureValues(problem="no features: remove it")}, Status.ERROR, "remove it"),
         ("schema", {"reference_inputs": None}, Status.INCONCLUSIVE, "version 3 are not known"),
         ("schema", {"reference_inputs": None, "reference_name": BASELINE}, Status.PASS, "no champion"),
         ("schema", {"inputs": {"distance": INPUTS["distance"]}}, Status.FAIL, "carrier is gone"),
@@ -152,114 +125,50 @@ def test_table(gate: str, changes: dict[str, Any], status: Status, words: str) -
     assert words in verdict.reason
 
 
-@pytest.mark.parametrize("field", ["labels", "candidate", "reference", "parity", "latency_ms", "size_bytes"])
+@pytest.mark.parametrize(
+    "field", ["labels", "candidate", "reference", "parity", "latency_ms", "size_bytes", "features", "interface"]
+)
 def test_evidence_that_is_taken_away_passes_no_gate_that_needs_it(field: str) -> None:
     """Whatever is missing, no verdict gets better and some get worse."""
-    empty: Any = np.array([]) if field in {"labels", "candidate"} else None
+    empty: Any = np.array([]) if field in {"labels", "candidate"} else {} if field == "interface" else None
     verdicts = judge(ALL.values(), dataclasses.replace(EVIDENCE, **{field: empty}))
     assert fold(verdicts) in {Status.INCONCLUSIVE, Status.ERROR}
 
 
-@pytest.mark.parametrize("metric", ["roc_auc", "pr_auc", "log_loss", "brier", "accuracy"])
-@pytest.mark.parametrize("swap", [False, True])
-def test_non_inferiority_knows_which_way_is_better(metric: Any, swap: bool) -> None:
-    gate = NonInferiorityGate(kind="non_inferiority", metric=metric, margin=1e-4)
-    good, fair = (FAIR, GOOD) if swap else (GOOD, FAIR)
-    verdict = only(gate, candidate=good, reference=fair, threshold=0.35)
-    assert verdict.passed is not swap, verdict
+class TestDryRun:
+    def test_it_says_what_it_would_and_decides_nothing(self) -> None:
+        poor = {"candidate": 1 - GOOD}
+        for gate in ALL.values():
+            tried = only(gate.model_copy(update={"mode": "dry_run"}), **poor)
+            honest = only(gate, **poor)
+            assert tried.status is honest.status
+            assert tried.dry_run
+            assert tried.reason == f"dry run, does not count: {honest.reason}"
+            assert not tried.holds_back
+            assert honest.holds_back is not honest.passed
+
+    def test_the_others_decide(self) -> None:
+        tried = ThresholdGate(kind="threshold", metric="roc_auc", min=0.99, mode="dry_run")
+        assert fold(judge([ALL["finite"], tried], EVIDENCE)) is Status.PASS
+        assert fold(judge([tried.model_copy(update={"mode": "enforce"}), ALL["finite"]], EVIDENCE)) is Status.FAIL
+        assert fold(judge([ALL["size"], tried], dataclasses.replace(EVIDENCE, size_bytes=None))) is Status.INCONCLUSIVE
+
+    def test_alone_it_is_no_evidence(self) -> None:
+        tried = ThresholdGate(kind="threshold", metric="roc_auc", min=0.1, mode="dry_run")
+        assert judge([tried], EVIDENCE)[0].passed
+        assert fold(judge([tried], EVIDENCE)) is Status.INCONCLUSIVE
+
+    def test_what_cannot_be_judged_does_not_count_either(self) -> None:
+        tried = ALL["threshold"].model_copy(update={"mode": "dry_run"})
+        broken = dataclasses.replace(EVIDENCE, labels=np.full(ROWS, np.nan))
+        assert [verdict.status for verdict in judge([tried], broken)] == [Status.ERROR]
+        assert fold(judge([tried, ALL["size"]], broken)) is Status.PASS
 
 
-@pytest.mark.parametrize("metric", ["rmse", "mae", "r2"])
-@pytest.mark.parametrize("swap", [False, True])
-def test_non_inferiority_of_a_regression(metric: Any, swap: bool) -> None:
-    gate = NonInferiorityGate(kind="non_inferiority", metric=metric, margin=0.001)
-    evidence = REGRESSION if not swap else dataclasses.replace(REGRESSION, candidate=FAIR * 300, reference=GOOD * 300)
-    (verdict,) = judge([gate], evidence)
-    assert verdict.status is (Status.FAIL if swap else Status.PASS), verdict
-
-
-class TestNonInferiority:
-    def test_the_same_model_passes_any_margin_but_none(self) -> None:
-        gate = NonInferiorityGate(kind="non_inferiority", metric="roc_auc", margin=1e-9)
-        assert only(gate, reference=GOOD).passed
-        assert only(gate.model_copy(update={"margin": 0.0}), reference=GOOD).status is Status.FAIL
-
-    def test_too_little_evidence_is_told_from_a_worse_model(self) -> None:
-        labels = LABELS[:60].astype(float)
-        few = [GOOD[:60] + noise for noise in np.random.default_rng(3).normal(0, 0.2, (2, 60))]
-        better, worse = sorted((np.clip(scores, 0, 1) for scores in few), key=lambda scores: -roc_auc(labels, scores))
-        gate = NonInferiorityGate(kind="non_inferiority", metric="roc_auc", margin=0.001)
-        thin = only(gate, labels=labels, candidate=better, reference=worse)
-        assert thin.status is Status.INCONCLUSIVE, thin
-        assert "more evaluation rows" in thin.reason
-        assert only(gate, labels=labels, candidate=worse, reference=better).status is Status.FAIL
-
-    def test_the_numbers_are_in_the_verdict(self) -> None:
-        verdict = only(ALL["non_inferiority"])
-        assert verdict.estimate == pytest.approx(verdict.details["candidate"] - verdict.details["reference"])
-        assert verdict.low is not None
-        assert verdict.high is not None
-        assert verdict.low < verdict.estimate < verdict.high
-        assert verdict.threshold == -0.005
-        assert verdict.n == ROWS
-
-
-class TestSlices:
-    def test_small_groups_are_left_out_and_missing_values_are_a_group(self) -> None:
-        verdict = only(ALL["slices"])
-        assert set(verdict.details["groups"]) == {"AA", "UA", "(missing)"}
-        assert verdict.details["worst"] in verdict.details["groups"]
-
-    def test_nan_and_none_are_the_same_group(self) -> None:
-        mixed = GROUP.copy()
-        mixed[np.flatnonzero(GROUP == None)[::2]] = math.nan  # noqa: E711 - elementwise
-        assert only(ALL["slices"], slices={"carrier": mixed}) == only(ALL["slices"])
-
-    def test_an_upper_bound_picks_the_largest_as_the_worst(self) -> None:
-        gate = SliceGate(kind="slices", column="carrier", metric="brier", max=0.5)
-        groups = only(gate).details["groups"]
-        assert only(gate).details["worst"] == max(groups, key=lambda name: groups[name]["estimate"])
-
-
-class TestParity:
-    @pytest.mark.parametrize(
-        ("status", "difference", "flips", "expected"),
-        [
-            (Status.PASS, 1e-3, 0, Status.PASS),
-            (Status.PASS, 1.1e-3, 0, Status.FAIL),
-            (Status.PASS, 0.0, 1, Status.FAIL),
-            (Status.FAIL, 0.0, 0, Status.FAIL),
-            (Status.INCONCLUSIVE, 0.0, 0, Status.INCONCLUSIVE),
-            (Status.INCONCLUSIVE, 1.0, 0, Status.FAIL),
-            (Status.ERROR, 0.0, 0, Status.ERROR),
-            (Status.PASS, math.nan, 0, Status.ERROR),
-            (Status.PASS, 0.0, -1, Status.ERROR),
-            (Status.PASS, "small", 0, Status.ERROR),
-        ],
-    )
-    def test_a_pass_is_checked_again_and_nothing_else_becomes_one(
-        self, status: Status, difference: Any, flips: int, expected: Status
-    ) -> None:
-        parity = Verdict(name="p", status=status, reason="so", details={"max_difference": difference, "flips": flips})
-        assert only(ALL["onnx_parity"], parity=parity).status is expected
-
-
-class TestSchema:
-    def test_the_order_of_the_inputs_does_not_matter(self) -> None:
-        assert only(ALL["schema"], inputs=dict(reversed(INPUTS.items()))).passed
-
-    def test_every_change_is_told(self) -> None:
-        inputs = {"distance": Input(type="int", min=1), "dest": Input(type="string")}
-        verdict = only(ALL["schema"], inputs=inputs)
-        assert verdict.status is Status.FAIL
-        assert verdict.details["changes"] == [
-            "dest is new",
-            "carrier is gone",
-            "distance: min 0.0 -> 1.0, type float -> int",
-        ]
-        allowed = only(SchemaGate(kind="schema", allow_changes=True), inputs=inputs)
-        assert allowed.passed
-        assert "dest is new" in allowed.reason
+def test_two_gates_of_a_kind_have_names_of_their_own() -> None:
+    gate = ALL["threshold"]
+    names = [verdict.name for verdict in judge([gate, gate.model_copy(update={"min": 0.99}), gate], EVIDENCE)]
+    assert names == ["threshold_roc_auc", "threshold_roc_auc_2", "threshold_roc_auc_3"]
 
 
 values = st.floats(allow_nan=True, allow_infinity=True, width=32)
@@ -289,7 +198,7 @@ def test_whatever_the_evidence_the_gates_answer_and_pass_only_what_is_finite(
 @given(values)
 def test_a_bound_is_kept_by_numbers_only(value: float) -> None:
     gate = ThresholdGate(kind="threshold", metric="rmse", max=3)
-    assert gates_module._reaches(gate, value) == (not math.isnan(value) and value <= 3)
+    assert evidence.reaches(gate, value) == (not math.isnan(value) and value <= 3)
 
 
 def test_names_are_fit_for_mlflow() -> None:
