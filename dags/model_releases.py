@@ -1,4 +1,4 @@
-"""Five Airflow DAGs for each model spec in dags/models: train, release, monitor, rollback and score."""
+"""Six Airflow DAGs for each model spec in dags/models (train, release, control, rollback, monitor, score); repairs."""
 
 from pathlib import Path
 

@@ -12,13 +12,9 @@ from airflow.sdk import DAG, CronTriggerTimetable, TriggerRule, chain
 
 from airlock.operators.approval import ApproveReleaseOperator
 from airlock.operators.candidate import EvaluateGatesOperator, ExportOnnxOperator, RegisterVersionOperator
-from airlock.operators.release import (
-    PackageBentoOperator,
-    PromoteOperator,
-    ReleaseStepOperator,
-    RestoreTrafficOperator,
-)
+from airlock.operators.release import PackageBentoOperator, PromoteOperator, RestoreTrafficOperator
 from airlock.operators.snapshot import FreezeSnapshotOperator, ValidateSnapshotOperator
+from airlock.operators.step import ReleaseStepOperator
 from airlock.operators.training import BuildTrainingSetOperator, TrainOperator
 from airlock.sensors.version import VersionServedSensor
 

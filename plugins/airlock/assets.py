@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from airflow.sdk import Asset
+from airflow.sdk import Asset, AssetAlias
 
 SCHEME = "airlock"
 
@@ -15,6 +15,16 @@ def candidate(model: str) -> Asset:
 def champion(model: str) -> Asset:
     """Another version holds production. Event: ``{"version": "3"}``."""
     return _asset(model, "champion")
+
+
+def champion_changes(model: str) -> AssetAlias:
+    """Outlet of a task that changes the champion now and then: it sends the event of ``champion`` only when it did."""
+    return AssetAlias(name=f"{model}_champion_changes", group=SCHEME)
+
+
+def repairs() -> AssetAlias:
+    """Outlet of the task that sends lost events of any model again."""
+    return AssetAlias(name="airlock_repairs", group=SCHEME)
 
 
 def data(model: str) -> Asset:

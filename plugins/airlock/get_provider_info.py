@@ -25,12 +25,15 @@ def get_provider_info() -> dict[str, Any]:
                         "training",
                         "candidate",
                         "release",
+                        "step",
                         "approval",
+                        "steering",
                         "rollback",
                         "features",
                         "labels",
                         "drift",
                         "scoring",
+                        "reconcile",
                     )
                 ],
             }
@@ -45,7 +48,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": integration,
-                "python-modules": ["airlock.triggers.release", "airlock.triggers.version"],
+                "python-modules": [f"airlock.triggers.{noun}" for noun in ("release", "approval", "ledger", "version")],
             }
         ],
         "connection-types": [

@@ -68,13 +68,14 @@ def folder(tmp_path: Path) -> Path:
     return dags
 
 
-KINDS = ("train", "release", "monitor", "rollback", "score")
+KINDS = ("train", "release", "control", "monitor", "rollback", "score")
+REPAIRS = "airlock__reconcile"
 
 
 def test_parsing_is_light_and_deterministic(folder: Path, tmp_path: Path) -> None:
     first = parse(folder, tmp_path / "home")
     second = parse(folder, tmp_path / "home")
-    assert set(first["dags"]) == {f"toy__{kind}" for kind in KINDS}  # type: ignore[call-overload]
+    assert set(first["dags"]) == {*(f"toy__{kind}" for kind in KINDS), REPAIRS}  # type: ignore[call-overload]
     assert first["errors"] == {}
     assert first["heavy"] == []
     assert first == second
@@ -103,7 +104,7 @@ def test_a_broken_spec_takes_no_other_model_down(folder: Path, tmp_path: Path) -
     broken = GOOD.format(model="broken").replace("gates", "gate")
     (folder / "models" / "broken.yaml").write_text(broken)
     result = parse(folder, tmp_path / "home")
-    assert set(result["dags"]) == {f"toy__{kind}" for kind in KINDS}  # type: ignore[call-overload]
+    assert set(result["dags"]) == {*(f"toy__{kind}" for kind in KINDS), REPAIRS}  # type: ignore[call-overload]
     errors = result["errors"]
     assert isinstance(errors, dict)
     assert list(errors) == ["models/broken.yaml"]

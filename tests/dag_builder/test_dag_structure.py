@@ -1,20 +1,23 @@
-"""The five DAGs of a model: tasks, edges, schedules, assets, parameters."""
+"""The DAGs of a model: tasks, edges, schedules, assets, parameters; and the one that repairs all models."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable
 from airflow.sdk.definitions.asset import Asset
+from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airlock.core.spec import ModelSpec
 from airlock.dag_builder import dags_of
+from airlock.dag_builder.reconcile import reconcile_dag
 
 
 def spec(**changes: Any) -> ModelSpec:
@@ -33,6 +36,7 @@ def spec(**changes: Any) -> ModelSpec:
     )
 
 
+LATE = {"guards": [{"kind": "label_metric", "metric": "rmse", "max": 3.0}]}
 FEATURES = {"features": {"service": "toy", "entities": ["x"], "request": {}}}
 
 
@@ -57,16 +61,62 @@ TRAIN = (
     "evaluate_gates",
     "register_version",
 )
-CANARY = ("canary_5", "canary_25", "canary_50", "canary_100", "promote")
+CANARY = ("canary_5", "canary_25", "canary_50", "canary_100")
 ROLLOUT_END = {("promote", "restore_traffic"), ("package", "restore_traffic"), ("warm_up", "promote")}
+NOBODY = {"approvals": {"required": 0}}
+
+
+def asked(before: str, after: str, *names: str) -> set[tuple[str, str]]:
+    """The questions between two tasks: all at once, and again after all of them."""
+    again = [f"{name}_again" for name in names]
+    return {
+        *((before, name) for name in names),
+        *itertools.product(names, again),
+        *itertools.product([*names, *again], [after]),
+    }
+
 
 STRUCTURES = [
     ("train", {}, chained(*TRAIN)),
-    ("release", {}, chained("package", "approve", "warm_up", "shadow", *CANARY) | ROLLOUT_END),
     (
         "release",
-        {"approval": {"required": False}},
-        chained("package", "warm_up", "shadow", *CANARY) | ROLLOUT_END,
+        {},
+        asked("package", "warm_up", "approve") | chained("warm_up", "shadow", *CANARY, "promote") | ROLLOUT_END,
+    ),
+    ("release", NOBODY, chained("package", "warm_up", "shadow", *CANARY, "promote") | ROLLOUT_END),
+    (
+        "release",
+        {"approvals": {"required": 2}},
+        asked("package", "warm_up", "approve_1", "approve_2")
+        | chained("warm_up", "shadow", *CANARY, "promote")
+        | ROLLOUT_END,
+    ),
+    (
+        "release",
+        {"approvals": {"required": 2, "before": "promotion"}},
+        chained("package", "warm_up", "shadow", *CANARY)
+        | asked("canary_100", "promote", "approve_1", "approve_2")
+        | chained("canary_100", "watch", "promote")
+        | ROLLOUT_END,
+    ),
+    (
+        "release",
+        {**NOBODY, "rollout": {"plan": "blue_green"}},
+        chained("package", "warm_up", "shadow", "green", "promote") | ROLLOUT_END,
+    ),
+    (
+        "release",
+        {"approvals": {"before": "promotion"}, "rollout": {"plan": "shadow_only"}},
+        chained("package", "warm_up", "shadow", "complete", "restore_traffic") | {("package", "restore_traffic")},
+    ),
+    (
+        "release",
+        {
+            **NOBODY,
+            "rollout": {"plan": "experiment", "shadow": None},
+            "experiment": {"primary": {"name": "label"}, "minimum_effect": 0.1},
+        },
+        chained("package", "warm_up", "experiment", "promote") | ROLLOUT_END,
     ),
     (
         "release",
@@ -76,10 +126,18 @@ STRUCTURES = [
                 "steps": [{"weight": 2.5, "min_requests": 9}, {"weight": 100, "min_requests": 9}],
             }
         },
-        chained("package", "approve", "warm_up", "canary_2_5", "canary_100", "promote") | ROLLOUT_END,
+        asked("package", "warm_up", "approve")
+        | chained("warm_up", "canary_2_5", "canary_100", "promote")
+        | ROLLOUT_END,
     ),
+    ("control", {}, set()),
     ("monitor", {}, chained("join_labels", "drift_report", "signal_drift")),
     ("monitor", FEATURES, chained("materialize_features", "join_labels", "drift_report", "signal_drift")),
+    (
+        "monitor",
+        LATE,
+        chained("join_labels", "drift_report", "signal_drift") | chained("join_labels", "judge_labels"),
+    ),
     ("rollback", {}, set()),
     ("score", {}, chained("list_partitions", "score_partition")),
 ]
@@ -102,10 +160,12 @@ def test_the_teardown_neither_hides_a_failure_nor_needs_a_success() -> None:
     assert restore.trigger_rule == "all_done_setup_success"
 
 
-def test_a_skipped_shadow_skips_no_canary() -> None:
-    release = by_kind(spec())["release"]
-    rules = {task.task_id: task.trigger_rule.value for task in release.tasks if task.task_id.startswith("canary")}
-    assert set(rules.values()) == {"none_failed"}
+def test_what_is_skipped_skips_nothing_after_it() -> None:
+    release = by_kind(spec(approvals={"before": "promotion"}))["release"]
+    rules = {task.task_id: task.trigger_rule.value for task in release.tasks}
+    assert {rules[name] for name in ("shadow", *CANARY, "approve", "watch")} == {"none_failed"}
+    assert by_kind(spec())["release"].get_task("warm_up").trigger_rule.value == "none_failed"
+    assert rules["approve_again"] == "all_success"
     assert release.get_task("promote").trigger_rule.value == "none_failed_min_one_success"
 
 
@@ -141,10 +201,26 @@ def test_training_is_scheduled_by_what_the_spec_asks_for() -> None:
     assert isinstance(by_kind(spec(monitoring={"schedule": "@hourly"}))["monitor"].schedule, CronTriggerTimetable)
 
 
-def test_one_release_and_one_training_at_a_time() -> None:
+def test_an_unanswered_question_holds_up_no_later_candidate() -> None:
     dags = by_kind(spec())
-    assert dags["release"].max_active_runs == 1
+    assert dags["release"].max_active_runs > 1
     assert dags["train"].max_active_runs == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "hours"),
+    [
+        ({}, 24 + 6 * 2 + 0.5),
+        ({**NOBODY, "rollout": {"shadow": None, "steps": [{"weight": 100, "min_requests": 9}]}}, 2 * 2 + 0.5),
+    ],
+)
+def test_airflow_tells_of_a_release_that_takes_too_long(changes: dict[str, Any], hours: float) -> None:
+    release = by_kind(spec(**changes))["release"]
+    assert release.deadline is not None
+    (alert,) = release.deadline
+    assert alert.interval == timedelta(hours=hours)
+    assert alert.callback.path == "airlock.triggers.overdue.release_overdue"
+    assert alert.callback.kwargs["model"] == "toy"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +231,8 @@ def test_one_release_and_one_training_at_a_time() -> None:
         ("release", {"version": "12"}, {"version": "latest"}),
         ("monitor", {"until": None}, {"until": 5}),
         ("rollback", {"to": "3", "reason": "wrong answers"}, {"reason": ""}),
+        ("control", {"action": "abort", "reason": "wrong answers", "extend_by": None}, {"action": "promote_all"}),
+        ("control", {"action": "extend", "extend_by": "36h"}, {"extend_by": "1 day"}),
         ("score", {"partitions": ["/a.parquet"]}, {"partitions": "/a.parquet"}),
     ],
 )
@@ -185,8 +263,19 @@ def test_built_twice_is_serialised_the_same() -> None:
     assert all("0x" not in text for text in first)
 
 
+def test_every_model_is_repaired_by_one_dag() -> None:
+    dag = reconcile_dag(["toy", "other"])
+    dag.validate()
+    assert dag.max_active_runs == 1
+    assert isinstance(dag.schedule, CronTriggerTimetable)
+    (task,) = dag.tasks
+    assert isinstance(task, MappedOperator)
+    assert task.expand_input.value == {"model": ["other", "toy"]}
+    assert DagSerialization.to_dict(dag)
+
+
 def test_the_approval_names_its_approvers() -> None:
-    approve = by_kind(spec(approval={"approvers": ["ada"], "expires": "1h"}))["release"].get_task("approve")
+    approve = by_kind(spec(approvals={"approvers": ["ada"], "expires": "1h"}))["release"].get_task("approve")
     assert approve.assigned_users == [{"id": "ada", "name": "ada"}]
     assert approve.response_timeout.total_seconds() == 3600
     assert set(approve.params) == {"comment"}

@@ -1,4 +1,4 @@
-"""From a folder of model specs to Airflow DAGs, five for each model."""
+"""From a folder of model specs to Airflow DAGs, six for each model and one that repairs them all."""
 
 from airlock.dag_builder.build import build_dags, dags_of
 

@@ -10,7 +10,9 @@ from airflow.sdk.exceptions import AirflowException
 
 from airlock.core.errors import SpecError
 from airlock.core.spec import ModelSpec
+from airlock.dag_builder.control import control_dag
 from airlock.dag_builder.monitor import monitor_dag
+from airlock.dag_builder.reconcile import reconcile_dag
 from airlock.dag_builder.refused import RefusedSpec
 from airlock.dag_builder.release import release_dag
 from airlock.dag_builder.rollback import rollback_dag
@@ -20,26 +22,33 @@ from airlock.specs import load_spec, spec_files
 
 
 def dags_of(spec: ModelSpec) -> tuple[DAG, ...]:
-    """One model's five DAGs: train, release, monitor, rollback and score."""
-    return train_dag(spec), release_dag(spec), monitor_dag(spec), rollback_dag(spec), score_dag(spec)
+    """One model's six DAGs: train, release, control, rollback, monitor and score."""
+    builders = (train_dag, release_dag, control_dag, rollback_dag, monitor_dag, score_dag)
+    return tuple(build(spec) for build in builders)
 
 
 def build_dags(folder: Path) -> Mapping[str, DAG]:
-    """The DAGs of every spec in ``folder``, by DAG id, in the order of the file names.
+    """The DAGs of every spec in ``folder``, by DAG id, in the order of the file names, and one that repairs them all.
 
     A spec that cannot be used becomes an import error under its own file's name and takes no
     other model's DAGs down.
     """
     dags: dict[str, DAG] = {}
+    models: list[str] = []
     for path in spec_files(folder):
         try:
-            built = dags_of(load_spec(path))
+            spec = load_spec(path)
+            built = dags_of(spec)
             for dag in built:
                 dag.validate()  # type: ignore[no-untyped-call]
+            models.append(spec.model)
         except SpecError as error:
             built = (RefusedSpec(path, error),)
         except AirflowException as error:
             # What only Airflow can tell, such as a cron expression that it does not take.
             built = (RefusedSpec(path, SpecError(f"{path}: Airflow refuses its DAGs: {error}")),)
         dags |= {dag.dag_id: dag for dag in built}
+    if models:
+        repairs = reconcile_dag(models)
+        dags[repairs.dag_id] = repairs
     return dags

@@ -22,14 +22,19 @@ def model_dag(spec: ModelSpec, kind: str, *, description: str, **kwargs: Any) ->
         tags=["airlock", spec.model, kind],
         start_date=START,
         catchup=False,
-        default_args={
-            "owner": spec.owner or "airlock",
-            "retries": 2,
-            "retry_delay": RETRY_AFTER,
-            "retry_exponential_backoff": 2.0,
-        },
+        default_args=task_defaults(spec.owner),
         **kwargs,
     )
+
+
+def task_defaults(owner: str = "") -> dict[str, Any]:
+    """What every task has unless it says otherwise."""
+    return {
+        "owner": owner or "airlock",
+        "retries": 2,
+        "retry_delay": RETRY_AFTER,
+        "retry_exponential_backoff": 2.0,
+    }
 
 
 def run_param(dag: DAG, name: str) -> Any:
@@ -58,6 +63,10 @@ def _documentation(spec: ModelSpec, description: str) -> str:
     lines += [f"| {gate.kind} | {_bounds(gate.model_dump(exclude_none=True))} |" for gate in spec.gates]
     lines += ["", "| guard | bound |", "| --- | --- |"]
     lines += [f"| {guard.kind} | {_bounds(guard.model_dump(exclude_none=True))} |" for guard in spec.guards]
+    lines += [
+        "",
+        f"A version that keeps every bound is taken back with a chance of at most {spec.false_rollback_budget:g}.",
+    ]
     return "\n".join(lines)
 
 

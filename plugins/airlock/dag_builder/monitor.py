@@ -10,7 +10,7 @@ from airlock.dag_builder.common import cron, model_dag, run_param, until_param
 from airlock.operators.base import ModelOperator
 from airlock.operators.drift import DriftReportOperator, SignalDriftOperator
 from airlock.operators.features import MaterializeFeaturesOperator
-from airlock.operators.labels import JoinLabelsOperator
+from airlock.operators.labels import JoinLabelsOperator, JudgeLabelsOperator
 
 
 def monitor_dag(spec: ModelSpec) -> DAG:
@@ -19,7 +19,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
     dag = model_dag(
         spec,
         "monitor",
-        description="Online features, late labels, Evidently report; drift starts a training.",
+        description="Online features, late labels and their verdict, Evidently report; drift starts a training.",
         schedule=cron(schedule) if schedule else None,
         max_active_runs=1,
         params={"until": until_param("Where the current window ends (ISO 8601 with offset). Empty: now.")},
@@ -29,10 +29,15 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         tasks: list[ModelOperator] = []
         if spec.features is not None:
             tasks.append(MaterializeFeaturesOperator(task_id="materialize_features", model=model, until=until))
-        tasks.append(JoinLabelsOperator(task_id="join_labels", model=model, until=until))
+        joined = JoinLabelsOperator(task_id="join_labels", model=model, until=until)
+        if spec.late_guards:
+            # Beside the drift report: neither waits for the other, nor fails with it.
+            joined >> JudgeLabelsOperator(
+                task_id="judge_labels", model=model, until=until, outlets=[assets.champion_changes(model)]
+            )
         report = DriftReportOperator(task_id="drift_report", model=model, until=until)
         signal = SignalDriftOperator(
             task_id="signal_drift", model=model, report=report.output, outlets=[assets.drift(model)]
         )
-        chain(*tasks, report, signal)
+        chain(*tasks, joined, report, signal)
     return dag

@@ -36,6 +36,10 @@ class RegistryHook(UrlHook):
         """Remove the alias if it names ``version``."""
         self.get_conn().clear_alias(model, alias, version)
 
+    def alias(self, model: str, alias: str) -> str | None:
+        """The number of the version that the alias names."""
+        return self.get_conn().alias(model, alias)
+
     def run_url(self, run_id: str) -> str:
         """The page of a run in the MLflow UI."""
         return f"{self.url}/#/runs/{run_id}"

@@ -1,43 +1,77 @@
-"""Ask a person whether a version may see traffic."""
+"""Ask a person whether a version may go on."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
-from airflow.providers.standard.exceptions import HITLRejectException
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperatorLink, Context, Param
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
-from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, TaskDeferralTimeout
+from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail, upsert_hitl_detail
+from pydantic import BaseModel, ConfigDict
 
-from airlock.core.errors import NotFound
-from airlock.core.refs import VersionRef
-from airlock.core.release import TERMINAL, Phase, Release
-from airlock.core.verdict import Verdict
+from airlock.control.approval import Ballot
+from airlock.core.errors import AirlockError, NotAllowed
+from airlock.core.release import HELD, Phase, Release
 from airlock.operators.base import refusals_are_final
-from airlock.operators.links import MlflowRunLink
+from airlock.operators.evidence import Lineage, evidence_of, question
+from airlock.operators.links import DriftReportLink, MlflowRunLink
 from airlock.operators.release import ReleaseOperator
+from airlock.triggers.approval import ApprovalTrigger
+from airlock.triggers.ledger import facts
 
-if TYPE_CHECKING:
-    from airlock.steps.registry import Registry
+_WATCHED = ("release", "champion")
+_FOR_EVER = timedelta(days=36500)
+_FACTS = {
+    "semantic version": "airlock.semantic_version",
+    "data until": "airlock.until",
+    "snapshot": "airlock.snapshot_digest",
+    "commit": "airlock.git_commit",
+}
+"""Tags of a version that are told with the question, by what they are called there."""
+
+
+class Asked(BaseModel):
+    """What a task showed when it first asked, and when: kept in the ledger for the tries and resumptions after it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    evidence: str
+    at: datetime
+
+
+class Answer(BaseModel):
+    """What somebody chose in Airflow."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    actor: str
+    yes: bool
+    comment: str
 
 
 class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
-    """Show the gates' verdicts in the Airflow UI and wait for Approve or Reject.
+    """Show a version's evidence in the Airflow UI and wait, without a worker, for one person's Approve or Reject.
 
-    A rejection, or no answer within ``response_timeout``, ends the release and fails the task.
-    While it waits, the task takes no worker.
+    The spec says how many have to approve; each task asks one of them. The first rejection ends the release and
+    fails the task, and so does no answer in time. An answer of the author, where the spec forbids it, of somebody
+    who is no approver, or of somebody who has answered another task, does not count: the task asks again.
+
+    Airflow never changes the text of a task's question. When the evidence changes while the task waits, it succeeds
+    and leaves the question to the approval tasks after it, which show what is true by then. Where there is none, or
+    it changes once more, the release ends.
+
+    The task is deferred beside its question, not only waiting for input: so it ends by itself when the release does.
 
     :param approvers: user names that may answer; empty: whoever may edit the DAG
+    :param response_timeout: how long an answer is waited for; None: as the spec says
     """
 
     template_fields = ("release",)
-    operator_extra_links: Collection[BaseOperatorLink] = (MlflowRunLink(),)
+    operator_extra_links: Collection[BaseOperatorLink] = (MlflowRunLink(), DriftReportLink())
 
     def __init__(self, *, approvers: Sequence[str] = (), params: ParamsDict | None = None, **kwargs: Any) -> None:
         form = ParamsDict() if params is None else params
@@ -46,7 +80,7 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
         )
         form.update({"comment": comment})
         super().__init__(
-            subject=f"May a new version of {kwargs.get('model')} see traffic?",
+            subject=f"May a new version of {kwargs.get('model')} go on?",
             fail_on_reject=True,
             assigned_users=[{"id": name, "name": name} for name in approvers] or None,
             params=form,
@@ -55,116 +89,173 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
 
     @refusals_are_final
     def execute(self, context: Context) -> Any:
+        return self._settle(context)
+
+    @refusals_are_final
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Look again. Whatever woke the task up, the answer and the ledger say what there is to do."""
+        self.log.info("Woken up: %s", event.get("reason", "somebody has answered"))
+        # Airflow writes the links anew when a task ends, and this is another process than the one that asked.
+        for link in self.operator_extra_links:
+            self.links[link.name] = context["ti"].xcom_pull(task_ids=self.task_id, key=link.xcom_key) or ""
+        return self._settle(context)
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on as ``execute_complete`` when the wait timed out, which is how it ends without a triggerer."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except TaskDeferralTimeout:
+            return self.execute_complete(context, {"reason": "the wait is over"})
+
+    def _settle(self, context: Context) -> Any:
         release = self.control.ledger.release(self.release_id)
-        if release.phase in TERMINAL:
-            raise AirflowFailException(f"release {release.id} is {release.phase}: {release.reason}")
-        if release.phase is not Phase.OPENED:
-            self.log.info("Release %s is %s: it was approved already", release.id, release.phase)
-            return None
-        if (event := self._answered(context)) is not None:
-            return self.execute_complete(context, event)
-        registry = self.registry_hook.get_conn()
-        version = registry.version(self.model, release.version)
-        run_url = self.registry_hook.run_url(version.run_id)
-        self.links[MlflowRunLink().name] = run_url
-        self.subject = f"May {self.model} version {release.version} see traffic?"
-        self.body = evidence(release, version, verdicts_of(registry, version), run_url)
-        ApprovalOperator.execute(self, context)
-        return None
+        self.refuse_ended(release)
+        if self._decided(release):
+            return self._go_on(context, self.control.ballot(release.id))
+        evidence = self.control.evidence(release.id)
+        asked = self._asked(evidence)
+        if asked.evidence != evidence:
+            return self._ask_elsewhere(release, asked, evidence)
+        answer = self._answer(context)
+        if answer is not None and (counted := self._count(release, answer, evidence)) is not None:
+            return self._go_on(context, counted)
+        if datetime.now(UTC) >= self._expires_at(asked):
+            reason = f"nobody answered {self.task_id} within {self._patience}"
+            self.control.expire(release.id, reason=reason)
+            raise AirflowFailException(f"{self.model}: {reason}")
+        return self._ask(context, release, asked)
 
-    def _answered(self, context: Context) -> dict[str, Any] | None:
-        """The answer to an earlier try's question.
+    def _decided(self, release: Release) -> bool:
+        if release.phase in HELD:
+            return True
+        if self.spec.approvals.before == "traffic":
+            return release.phase is not Phase.OPENED
+        return self.control.ballot(release.id).approved
 
-        Someone who answers before the scheduler has seen the task pause makes Airflow take it for
-        killed, and try again. Asking again would throw the answer away.
+    def _asked(self, evidence: str) -> Asked:
+        """What this task asked first; from now on that is ``evidence``, if it has asked nothing yet."""
+        ledger, name = self.control.ledger, f"asked/{self.release_id}/{self.task_id}"
+        if (kept := ledger.load_state(self.model, name)) is not None:
+            return Asked.model_validate_json(kept[0])
+        asked = Asked(evidence=evidence, at=datetime.now(UTC))
+        ledger.save_state(self.model, name, asked.model_dump_json(), revision=None)
+        return asked
+
+    @property
+    def _patience(self) -> timedelta:
+        return self.response_timeout or self.spec.approvals.expires
+
+    def _expires_at(self, asked: Asked) -> datetime:
+        return asked.at + self._patience
+
+    def _ask_elsewhere(self, release: Release, asked: Asked, evidence: str) -> dict[str, Any]:
+        changed = f"the evidence changed while {self.task_id} waited (from {asked.evidence} to {evidence})"
+        later = sorted(task.task_id for task in self._asked_again())
+        if later:
+            self.log.info("%s: %s", changed, ", ".join(later))
+            return {"asked_again_in": later}
+        reason = f"{changed}; release the version again"
+        self.control.expire(release.id, reason=reason)
+        raise AirflowFailException(f"{self.model}: {reason}")
+
+    def _asked_again(self) -> list[ApproveReleaseOperator]:
+        downstream = self.get_direct_relatives(upstream=False)
+        return [task for task in downstream if isinstance(task, ApproveReleaseOperator)]
+
+    def _answer(self, context: Context) -> Answer | None:
+        """What somebody has answered to this task and nobody has counted yet.
+
+        It is read from Airflow and not from the event: an answer that comes before the scheduler has seen the task
+        pause makes Airflow take it for killed, and try again without one.
         """
-        if context["ti"].try_number == 1:
-            return None
         try:
             said = get_hitl_detail_content_detail(ti_id=context["ti"].id)
         except AirflowRuntimeError:
-            return None
+            return None  # nothing was asked
         if not said.response_received or not said.chosen_options:
             return None
-        user = said.responded_by_user
-        return {
-            "chosen_options": list(said.chosen_options),
-            "params_input": said.params_input or {},
-            "responded_at": said.responded_at,
-            "responded_by_user": {"id": user.id, "name": user.name} if user else None,
-        }
+        return Answer(
+            actor=said.responded_by_user.name if said.responded_by_user else "airflow",
+            yes=list(said.chosen_options) == [self.APPROVE],
+            comment=(said.params_input or {}).get("comment") or "no comment",
+        )
 
-    @refusals_are_final
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Keep the answer, with who gave it, in the ledger."""
-        link = MlflowRunLink()
-        # Airflow writes the links anew when a task ends, and this is another process than the one that asked.
-        self.links[link.name] = context["ti"].xcom_pull(task_ids=self.task_id, key=link.xcom_key) or ""
-        if "error" in event:
-            reason = f"no answer within {self.response_timeout}"
-            self.control.reject(self.release_id, actor="airflow", reason=reason)
-            raise AirflowFailException(f"{self.model}: {reason}")
-        actor = _name(event.get("responded_by_user"))
-        comment = (event.get("params_input") or {}).get("comment") or "no comment"
+    def _count(self, release: Release, answer: Answer, evidence: str) -> Ballot | None:
+        """Count an answer; ``None`` if it does not count.
+
+        Raises:
+            AirflowFailException: it is a no.
+        """
         try:
-            answer = ApprovalOperator.execute_complete(self, context, event)
-        except HITLRejectException as rejected:
-            self.control.reject(self.release_id, actor=actor, reason=comment)
-            raise AirflowFailException(f"{self.model}: rejected by {actor}: {comment}") from rejected
-        self.control.approve(self.release_id, actor=actor, reason=comment)
-        return answer
+            if answer.yes:
+                self._require_first(release, answer, evidence)
+            ballot = self.control.vote(
+                release.id, actor=answer.actor, yes=answer.yes, reason=answer.comment, evidence=evidence
+            )
+        except NotAllowed as refused:
+            self.log.warning("The answer does not count: %s", refused)
+            self.control.ledger.note(
+                release, "vote_refused", actor=answer.actor, reason=str(refused), now=datetime.now(UTC)
+            )
+            return None
+        if ballot.rejected:
+            raise AirflowFailException(f"{self.model}: rejected by {answer.actor}: {answer.comment}")
+        self.log.info("%s approves: %s of %s", answer.actor, len(ballot.yes), ballot.required)
+        return ballot
 
+    def _require_first(self, release: Release, answer: Answer, evidence: str) -> None:
+        """Let nobody fill two of the tasks. Tried again, this task finds its own claim."""
+        kind = f"vote/{release.id}/{evidence}/{answer.actor}"
+        ledger, at = self.control.ledger, release.entered_at
+        owner = ledger.claim(self.model, kind, self.task_id, at=at, window=_FOR_EVER)
+        if owner != self.task_id:
+            raise NotAllowed(f"{answer.actor} has answered {owner} already: somebody else must answer {self.task_id}")
 
-def verdicts_of(registry: Registry, version: VersionRef) -> tuple[Verdict, ...]:
-    """What the gates said of a version, from its MLflow run.
+    def _go_on(self, context: Context, ballot: Ballot) -> dict[str, Any]:
+        said = {"approved_by": list(ballot.yes), "required": ballot.required}
+        self.log.info("Approved by %s", ", ".join(ballot.yes) or "nobody yet")
+        if ballot.approved and (idle := self._asked_again()):
+            self.skip(context["ti"], idle)
+        return said
 
-    Raises:
-        NotFound: the run holds no judgement of this version's bundle.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(registry.artifact(version.run_id, "gates", Path(folder)).glob("*.json")):
-            judged = json.loads(path.read_text())
-            if judged["bundle"] == version.bundle.digest:
-                return tuple(Verdict.model_validate(verdict) for verdict in judged["verdicts"])
-    raise NotFound(
-        f"{version.model} version {version.version}: MLflow run {version.run_id} has no gate verdicts for its bundle "
-        f"{version.bundle.digest}; train it again"
-    )
+    def _ask(self, context: Context, release: Release, asked: Asked) -> NoReturn:
+        expires_at = self._expires_at(asked)
+        lineage = self._lineage(release)
+        self.links |= lineage.links
+        before = {"traffic": "see traffic", "promotion": "be promoted"}[self.spec.approvals.before]
+        # An answer that did not count is taken off the question by this.
+        upsert_hitl_detail(
+            ti_id=context["ti"].id,
+            options=self.options,
+            subject=f"May {self.model} version {release.version} {before}?",
+            body=question(self.spec, evidence_of(self.control.ledger, release), lineage, expires_at=expires_at),
+            params=self.serialized_params,
+            assigned_users=self.assigned_users,
+        )
+        self.log.info("Waiting for an answer until %s", expires_at)
+        self.defer(
+            trigger=ApprovalTrigger(
+                ti_id=str(context["ti"].id),
+                expires_at=expires_at.isoformat(),
+                ledger_conn_id=self.ledger_conn_id,
+                release=release.id,
+                seen=facts(self.control.ledger, release.id, _WATCHED),
+            ),
+            method_name="execute_complete",
+            timeout=max(expires_at - datetime.now(UTC), timedelta(0)) + timedelta(minutes=1),
+        )
 
+    def _lineage(self, release: Release) -> Lineage:
+        """What the registry says. One that is down leaves the question without it: the evidence is in the ledger."""
+        from airlock.steps import drift
 
-def evidence(release: Release, version: VersionRef, verdicts: Iterable[Verdict], run_url: str) -> str:
-    """What a person needs for the answer, in Markdown."""
-    against = f"champion version {release.champion}" if release.champion else "a constant, as there is no champion yet"
-    rows = [
-        f"| {verdict.name} | {verdict.status} | {_number(verdict.estimate)} | {_interval(verdict)} "
-        f"| {_number(verdict.threshold)} | {_cell(verdict.reason)} |"
-        for verdict in verdicts
-    ]
-    return "\n".join(
-        [
-            f"**{release.model} version {version.version}**, judged against {against}. [MLflow run]({run_url})",
-            "",
-            "| gate | verdict | estimate | interval | bound | reason |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *rows,
-        ]
-    )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _interval(verdict: Verdict) -> str:
-    return "" if verdict.low is None and verdict.high is None else f"{_number(verdict.low)} to {_number(verdict.high)}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _name(user: Mapping[str, str] | Any) -> str:
-    """The name of whoever answered; Airflow hands it over as a mapping or as an object."""
-    if user is None:
-        return "airflow"
-    return str(user["name"] if isinstance(user, Mapping) else user.name)
+        try:
+            registry = self.registry_hook.get_conn()
+            tags = registry.tags(self.model, release.version)
+            links = {MlflowRunLink().name: self.registry_hook.run_url(registry.run_of(self.model, release.version))}
+            report = drift.latest_report(self.spec, self.settings)
+        except AirlockError as error:
+            self.log.warning("Asking without what MLflow knows: %s", error)
+            return Lineage(facts={"MLflow": f"does not answer: {error}"})
+        facts = {name: tags[tag] for name, tag in _FACTS.items() if tags.get(tag)}
+        return Lineage(facts=facts, links={**links, DriftReportLink().name: report} if report else links)

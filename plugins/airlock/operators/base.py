@@ -10,10 +10,10 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import AssetAlias, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException
 
-from airlock import settings, specs
+from airlock import assets, settings, specs
 from airlock.control import ReleaseControl
 from airlock.core.errors import AirlockError, Conflict, DataInvalid, Unavailable
 from airlock.core.spec import ModelSpec
@@ -88,6 +88,23 @@ class ModelOperator(BaseOperator):
     def control(self) -> ReleaseControl:
         return ReleaseControl(self.spec, self.settings, self.ledger_hook.get_conn(), aliases=self.registry_hook)
 
+    def announce_champion(self, context: Context, **extra: Any) -> None:
+        """Tell of the champion through the task's outlets: an asset's event, or one of an alias.
+
+        The event goes out when the task succeeds. One that is killed before that runs again and tells it then.
+        """
+        champion = self.control.ledger.champion(self.model)
+        if champion is None:
+            return
+        told = {"version": champion.version, "release": champion.release, **extra}
+        for outlet in self.outlets:
+            if isinstance(outlet, AssetAlias):
+                context["outlet_events"][outlet].add(assets.champion(self.model), extra=told)
+            else:
+                context["outlet_events"][outlet].extra = told
+        for effect in self.control.pending("champion_asset"):
+            self.control.done(effect)
+
 
 def refusals_are_final(
     execute: Callable[Concatenate[T, P], R],
@@ -112,6 +129,11 @@ def refusals_are_final(
 def run_key(context: Context) -> str:
     """The DAG run's id as a folder name: what is done twice in a run is done under the same key."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", context["run_id"])
+
+
+def run_name(context: Context) -> str:
+    """The DAG run as the ledger names it: ``<dag id>/<run id>``."""
+    return f"{context['dag_run'].dag_id}/{context['run_id']}"
 
 
 def actor(context: Context) -> str:

@@ -1,29 +1,34 @@
-"""A release's way to production: open it, approve it, step by step onto traffic, promote it."""
+"""A release's way to production: open it, step by step onto traffic, promote it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import timedelta
+import json
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperatorLink, Context, SkipMixin
+from airflow.sdk import BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airlock.core.errors import GateRefused, NotFound, Unavailable
+from airlock.core.errors import GateRefused, NotFound
 from airlock.core.refs import VersionRef
-from airlock.core.release import TERMINAL, Phase
-from airlock.core.tally import GatewayStatus
-from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key, triggering_extra
+from airlock.core.release import HELD, TERMINAL, WAITING, Phase, Release
+from airlock.core.verdict import Verdict
+from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key, run_name, triggering_extra
 from airlock.operators.links import GatewayLink, MlflowRunLink
-from airlock.triggers.release import ReleaseStepTrigger
+
+if TYPE_CHECKING:
+    from airlock.steps.registry import Registry
 
 
 class PackageBentoOperator(ModelOperator):
     """Pack a registered version as a Bento, verify it, and open its release in the ledger.
 
     Without ``version`` it is the one that the triggering asset event names, or else the newest.
-    A version that an event names twice is released once.
+    A version that an event names twice is released once. Releases that were opened earlier and have no traffic yet,
+    because nobody has answered or another is on its way, give way to the new one.
 
     :param version: number of a registered version
     :return: the ``Release``
@@ -48,16 +53,25 @@ class PackageBentoOperator(ModelOperator):
         by_event = announced is not None and not self.version
         self._refuse_champion(version.version, by_event=by_event)
         self._refuse_stale_evidence(version)
+        verdicts = verdicts_of(registry, version)
         bento = packaging.package(self.spec, self.settings, version)
         key = f"{self.model}:{version.version}:announced" if by_event else f"{self.model}:{run_key(context)}"
-        release = self.control.open(version.version, bento, actor=actor(context), key=key)
-        if by_event and (release.phase in TERMINAL or release.phase is Phase.PROMOTED):
-            raise AirflowSkipException(
-                f"version {release.version} was released already and is {release.phase} ({release.reason}); "
-                f"trigger {context['dag_run'].dag_id} by hand to release it again"
-            )
-        if not self.spec.approval.required:
+        release = self.control.open(
+            version.version,
+            bento,
+            actor=actor(context),
+            key=key,
+            author=version.author,
+            run=run_name(context),
+            verdicts=verdicts,
+        )
+        if by_event:
+            self._refuse_doubled(context, release)
+        self._supersede(release)
+        if not self.spec.approvals.required:
             release = self.control.approve(release.id, actor="spec", reason="the spec asks for no approval")
+        elif self.spec.approvals.before == "promotion":
+            release = self.control.approve(release.id, actor="spec", reason="people are asked before the promotion")
         self.log.info("Release %s of version %s, packed as %s", release.id, release.version, bento.tag)
         return release.model_dump(mode="json")
 
@@ -66,6 +80,16 @@ class PackageBentoOperator(ModelOperator):
         if champion is not None and champion.version == version:
             refused = AirflowSkipException if by_event else AirflowFailException
             raise refused(f"{self.model} version {version} is the champion already: nothing to release")
+
+    def _refuse_doubled(self, context: Context, release: Release) -> None:
+        """One event, one release, in one run."""
+        if release.phase in TERMINAL or release.phase in HELD:
+            raise AirflowSkipException(
+                f"version {release.version} was released already and is {release.phase} ({release.reason}); "
+                f"trigger {context['dag_run'].dag_id} by hand to release it again"
+            )
+        if release.run != run_name(context):
+            raise AirflowSkipException(f"run {release.run} carries the release of version {release.version} already")
 
     def _refuse_stale_evidence(self, version: VersionRef) -> None:
         """Gates that compared a version with another champion say nothing about this one."""
@@ -76,6 +100,15 @@ class PackageBentoOperator(ModelOperator):
                 f"the champion is version {champion.version} by now; train again, or go back to a version that was "
                 f"champion with: airlock rollback {self.model} --to VERSION"
             )
+
+    def _supersede(self, release: Release) -> None:
+        """End what waits for traffic since before this release was opened. Their tasks find it out by themselves."""
+        if release.phase not in WAITING:
+            return  # a doubled event of a release that is on its way
+        for other in self.control.ledger.releases(self.model, phases=WAITING):
+            if other.id != release.id and other.entered_at <= release.entered_at:
+                reason = f"version {release.version} came while this release had no traffic yet (release {release.id})"
+                self.control.abort(other.id, actor="airlock", reason=reason)
 
 
 class ReleaseOperator(ModelOperator):
@@ -98,95 +131,41 @@ class ReleaseOperator(ModelOperator):
     def link_gateway(self) -> None:
         self.links[GatewayLink().name] = self.settings.gateway_url
 
-
-class ReleaseStepOperator(ReleaseOperator, SkipMixin):
-    """Put one step's traffic into effect, wait for its evidence without a worker, then go on or roll back.
-
-    The warm-up also decides what of the rollout applies. Without a champion there is nothing to
-    compare with and no traffic to split: every later step is skipped, and promotion comes next.
-    With ``skip_shadow`` (here, or in the triggering event) the shadow is skipped.
-
-    :param step: ``warm_up``, ``shadow`` or ``canary_<weight>``, as the spec's rollout has them
-    :param skip_shadow: of the warm-up: leave the shadow out
-    :return: the ``Decision`` that let the release through
-    """
-
-    template_fields: Sequence[str] = ("release", "step", "skip_shadow")
-    inherits_from_skipmixin = True
-
-    def __init__(self, *, step: str, skip_shadow: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.step = step
-        self.skip_shadow = skip_shadow
-
-    @refusals_are_final
-    def execute(self, context: Context) -> dict[str, Any] | None:
-        self.link_gateway()
-        if self.step == "warm_up" and self.ledger_hook.get_conn().champion(self.model) is None:
-            self.log.info("%s has no champion: version goes straight to promotion", self.model)
-            self._skip_steps(context, lambda _: True)
-            return None
-        self.control.enter(self.release_id, self.step)
-        return self._settle(context)
-
-    @refusals_are_final
-    def resume(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
-        """Look again: a trigger may fire twice, late or wrongly, the ledger and the gateway decide."""
-        self.link_gateway()
-        self.log.info("Woken up: %s", event.get("reason"))
-        return self._settle(context)
-
-    def _settle(self, context: Context) -> dict[str, Any]:
-        decision = self.control.observe(self.release_id, self._status())
-        if decision.action == "wait":
-            self.log.info("Waiting: %s", decision.reason)
-            self._wait()
-        if decision.action == "roll_back":
-            self.control.roll_back(self.release_id, reason=decision.reason)
-            raise AirflowFailException(f"{self.model}: rolled back in {self.step}: {decision.reason}")
-        self.log.info("Advancing: %s", decision.reason)
-        if self.step == "warm_up" and (self.skip_shadow or triggering_extra(context).get("skip_shadow")):
-            self._skip_steps(context, lambda step: step == "shadow")
-        return decision.model_dump(mode="json")
-
-    def _status(self) -> GatewayStatus | None:
-        try:
-            with self.gateway_hook.get_conn() as gateway:
-                return gateway.status(self.model)
-        except (Unavailable, NotFound) as error:
-            self.log.warning("No evidence from the gateway: %s", error)
-            return None
-
-    def _wait(self) -> NoReturn:
-        release = self.control.ledger.release(self.release_id)
-        self.defer(
-            trigger=ReleaseStepTrigger(
-                spec=self.spec.model_dump(mode="json"),
-                release=release.model_dump(mode="json"),
-                gateway_url=self.settings.gateway_url,
-            ),
-            method_name="resume",
-            # Should no triggerer run, Airflow wakes the task up for another try, which then judges by itself.
-            timeout=self.spec.rollout.deadline + timedelta(minutes=1),
-        )
-
-    def _skip_steps(self, context: Context, which: Callable[[str], bool]) -> None:
-        later = [task for task in self.get_flat_relatives(upstream=False) if isinstance(task, ReleaseStepOperator)]
-        skipped = sorted((task for task in later if which(task.step)), key=lambda task: task.task_id)
-        self.skip(context["ti"], skipped)
+    def refuse_ended(self, release: Release) -> None:
+        """Fail without a retry when the release was taken back, rejected or aborted, by whomever."""
+        if release.phase in TERMINAL - {Phase.COMPLETED}:
+            raise AirflowFailException(
+                f"{self.model}: release {release.id} of version {release.version} is "
+                f"{release.phase.replace('_', ' ')}: {release.reason}"
+            )
 
 
 class PromoteOperator(ReleaseOperator):
-    """Make the release's version the champion. The outlet's event names it."""
+    """Make the release's version the champion, provisionally where its labels come later.
+
+    The outlet's event names it.
+    """
 
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         self.link_gateway()
+        self.refuse_ended(self.control.ledger.release(self.release_id))
         promoted = self.control.promote(self.release_id)
-        for outlet in self.outlets:
-            context["outlet_events"][outlet].extra = {"version": promoted.version, "release": promoted.id}
-        self.log.info("Version %s is the champion", promoted.version)
+        self.announce_champion(context)
+        self.log.info("Version %s is the champion: %s", promoted.version, promoted.phase)
         return promoted.model_dump(mode="json")
+
+
+class CompleteReleaseOperator(ReleaseOperator):
+    """End a rollout that promotes nothing, such as one that only shadows, with its verdicts kept."""
+
+    @refusals_are_final
+    def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
+        self.link_gateway()
+        self.refuse_ended(self.control.ledger.release(self.release_id))
+        completed = self.control.complete(self.release_id)
+        self.log.info("Release %s is %s: %s", completed.id, completed.phase, completed.reason)
+        return completed.model_dump(mode="json")
 
 
 class RestoreTrafficOperator(ReleaseOperator):
@@ -198,3 +177,20 @@ class RestoreTrafficOperator(ReleaseOperator):
         restored = self.control.restore(self.release_id)
         self.log.info("Release %s is %s: %s", restored.id, restored.phase, restored.reason)
         return restored.model_dump(mode="json")
+
+
+def verdicts_of(registry: Registry, version: VersionRef) -> tuple[Verdict, ...]:
+    """What the gates said of a version, from its MLflow run.
+
+    Raises:
+        NotFound: the run holds no judgement of this version's bundle.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(registry.artifact(version.run_id, "gates", Path(folder)).glob("*.json")):
+            judged = json.loads(path.read_text())
+            if judged["bundle"] == version.bundle.digest:
+                return tuple(Verdict.model_validate(verdict) for verdict in judged["verdicts"])
+    raise NotFound(
+        f"{version.model} version {version.version}: MLflow run {version.run_id} has no gate verdicts for its bundle "
+        f"{version.bundle.digest}; train it again"
+    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from airflow.sdk import Context
 
 from airlock.core.route import Route
-from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key
+from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_name
 from airlock.operators.links import GatewayLink
 
 
@@ -38,21 +37,18 @@ class RollbackOperator(ModelOperator):
         route = self._there_already(to)
         if route is None:
             route = self.control.roll_back_model(to, actor=actor(context), reason=self.reason)
-        for outlet in self.outlets:
-            context["outlet_events"][outlet].extra = {"version": route.champion, "reason": route.reason}
+        self.announce_champion(context, reason=route.reason)
         self.log.info("Generation %s: %s", route.generation, route.reason)
         return {"generation": route.generation, "champion": route.champion, "reason": route.reason}
 
     def _decided(self, context: Context) -> str:
         """The version before the champion, as this run found it first: written down before anything moves."""
-        folder = self.settings.runs / self.model / "rollbacks"
-        path = folder / f"{context['dag_run'].dag_id}.{self.task_id}.{run_key(context)}"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            making = folder / f".{path.name}.{os.getpid()}.tmp"
-            making.write_text(self.control.version_before())
-            making.replace(path)
-        return path.read_text()
+        ledger, name = self.control.ledger, f"rollback/{run_name(context)}/{self.task_id}"
+        if (kept := ledger.load_state(self.model, name)) is not None:
+            return kept[0]
+        version = self.control.version_before()
+        ledger.save_state(self.model, name, version, revision=None)
+        return version
 
     def _there_already(self, to: str) -> Route | None:
         """The route, if ``to`` holds production: a rollback that was cut off before the gateway heard of it."""

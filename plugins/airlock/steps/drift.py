@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from airlock import prediction_log
-from airlock.core.errors import DataInvalid, NotFound
+from airlock.core.errors import DataInvalid, NotFound, Unavailable
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.stats import TooFew, metric_interval
 from airlock.core.verdict import Status, Verdict
@@ -92,6 +92,24 @@ def drift_report(spec: ModelSpec, settings: Settings, *, until: datetime, run_ke
         client.log_artifacts(run_id, str(folder), "drift")
         client.set_terminated(run_id, "FINISHED")
     return verdict, _address(settings, experiment, run_id)
+
+
+def latest_report(spec: ModelSpec, settings: Settings) -> str | None:
+    """The address of the newest finished report in MLflow; ``None`` before the first.
+
+    Raises:
+        Unavailable: MLflow does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    client = tracking.client(settings.mlflow_url)
+    experiment = tracking.experiment(client, f"{spec.model}.monitoring")
+    finished, newest = "attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
+    try:
+        runs = client.search_runs([experiment], finished, max_results=1, order_by=newest)
+    except MlflowException as error:
+        raise Unavailable(f"MLflow at {settings.mlflow_url} does not answer: {error.message}") from error
+    return _address(settings, experiment, runs[0].info.run_id) if runs else None
 
 
 def _address(settings: Settings, experiment: str, run_id: str) -> str:

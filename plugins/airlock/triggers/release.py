@@ -10,30 +10,50 @@ from typing import Any
 import httpx
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airlock.core.release import Release, judge_step
+from airlock.core.decide import Decision, Evidence, decide
+from airlock.core.release import Release
 from airlock.core.spec import ModelSpec
+from airlock.core.verdict import Status
 from airlock.triggers.gateway import gateway_status
+from airlock.triggers.ledger import LedgerWatch
+
+
+def breached(decision: Decision) -> bool:
+    """Whether a guard has failed: not merely a deadline that has come."""
+    failed = any(verdict.status is Status.FAIL and not verdict.dry_run for verdict in decision.verdicts)
+    return failed and decision.action == "roll_back"
 
 
 class ReleaseStepTrigger(BaseTrigger):
-    """Ask the gateway for its tallies and fire once, when there is something to do.
+    """Ask the gateway for its tallies and the ledger for steering, and fire once, when there is something to do.
 
-    It decides nothing: the operator looks again when it is woken up. A gateway that does not
-    answer is asked again until the rollout's deadline, which is part of the judgement.
+    It decides nothing: the operator looks again when it is woken up. A gateway that does not answer is asked again
+    until the step's deadline, which is part of the judgement. Labels are not looked at here: reading them is work.
 
     :param spec: the model's spec as JSON
     :param release: the release in the step it stands in, as JSON
     :param gateway_url: where the gateway is
+    :param ledger_conn_id: connection of the ledger
+    :param guards_only: the step is done with, and only a breach or the ledger is waited for
     :param interval: seconds between two looks
     """
 
     def __init__(
-        self, *, spec: Mapping[str, Any], release: Mapping[str, Any], gateway_url: str, interval: float = 1.0
+        self,
+        *,
+        spec: Mapping[str, Any],
+        release: Mapping[str, Any],
+        gateway_url: str,
+        ledger_conn_id: str,
+        guards_only: bool = False,
+        interval: float = 1.0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.spec = spec
         self.release = release
         self.gateway_url = gateway_url
+        self.ledger_conn_id = ledger_conn_id
+        self.guards_only = guards_only
         self.interval = interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -43,6 +63,8 @@ class ReleaseStepTrigger(BaseTrigger):
                 "spec": self.spec,
                 "release": self.release,
                 "gateway_url": self.gateway_url,
+                "ledger_conn_id": self.ledger_conn_id,
+                "guards_only": self.guards_only,
                 "interval": self.interval,
             },
         )
@@ -50,12 +72,22 @@ class ReleaseStepTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         spec = ModelSpec.model_validate(self.spec)
         release = Release.model_validate(self.release)
+        watch = LedgerWatch(self.ledger_conn_id, release.id, {"release": release.model_dump(mode="json")})
         async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as client:
             while True:
                 # Waiting comes first: the operator has just looked, and a task that is woken up before
                 # the scheduler has seen it pause counts as killed.
                 await asyncio.sleep(self.interval)
-                decision = judge_step(spec, release, await gateway_status(client, spec.model), datetime.now(UTC))
-                if decision.action != "wait":
-                    yield TriggerEvent({"release": release.id, "action": decision.action, "reason": decision.reason})  # type: ignore[no-untyped-call]
+                if (said := await self._look(spec, release, client, watch)) is not None:
+                    yield TriggerEvent({"release": release.id, **said})  # type: ignore[no-untyped-call]
                     return
+
+    async def _look(
+        self, spec: ModelSpec, release: Release, client: httpx.AsyncClient, watch: LedgerWatch
+    ) -> dict[str, str] | None:
+        if await watch.moved():
+            return {"action": "wake", "reason": "the ledger has moved on"}
+        evidence = Evidence(gateway=await gateway_status(client, spec.model))
+        decision = decide(spec, release, evidence, datetime.now(UTC))
+        fires = breached(decision) if self.guards_only else decision.action != "wait"
+        return {"action": decision.action, "reason": decision.reason} if fires else None

@@ -1,0 +1,93 @@
+"""Make true again what the ledger says, and send the events again that were lost."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from airlock import assets
+from airlock.control.reconcile import Repair, reconcile
+from airlock.core.errors import NotFound, Unavailable
+from airlock.core.release import Release
+from airlock.core.tally import GatewayStatus
+from airlock.operators.base import ModelOperator, refusals_are_final
+
+PATIENCE = timedelta(minutes=9)
+"""How long a candidate may be without a release before its event counts as lost, and is sent once more."""
+_SIGHTING = "reconcile/candidate"
+
+
+class ReconcileOperator(ModelOperator):
+    """Repair a model's route, aliases and releases from the ledger, and send lost asset events once more.
+
+    What cannot be repaired, such as a gateway that is down, is told and left to the next run. The events go out
+    through the task's ``AssetAlias`` outlets.
+
+    :return: the ``Repair`` list
+    """
+
+    map_index_template = "{{ task.model }}"
+
+    @refusals_are_final
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        now = datetime.now(UTC)
+        repairs = reconcile(
+            self.control, status=self._status, run_state=lambda release: _run_state(context, release), now=now
+        )
+        told = [self._send(context, repair, now) for repair in repairs]
+        for repair in told:
+            self.log.log(20 if repair.done else 30, "%s: %s", repair.kind, repair.what)
+        return [repair.model_dump(mode="json") for repair in told]
+
+    def _status(self) -> GatewayStatus | None:
+        try:
+            with self.gateway_hook.get_conn() as gateway:
+                return gateway.status(self.model)
+        except (Unavailable, NotFound):
+            return None
+
+    def _send(self, context: Context, repair: Repair, now: datetime) -> Repair:
+        """The repair, done if it was about an event that goes out with this task."""
+        if repair.kind == "champion_asset":
+            self.announce_champion(context)
+            return repair.model_copy(update={"done": True})
+        if repair.kind == "candidate_asset" and repair.version and self._is_lost(repair.version, now):
+            for outlet in self.outlets:
+                extra = {"version": repair.version, "skip_shadow": False}
+                context["outlet_events"][outlet].add(assets.candidate(self.model), extra=extra)
+            return repair.model_copy(update={"done": True})
+        return repair
+
+    def _is_lost(self, version: str, now: datetime) -> bool:
+        """Whether a candidate has been without a release for a while, and its event was not sent again yet."""
+        ledger = self.control.ledger
+        kept = ledger.load_state(self.model, _SIGHTING)
+        seen = json.loads(kept[0]) if kept else {}
+        revision = kept[1] if kept else None
+        if seen.get("version") != version:
+            fresh = {"version": version, "since": now.isoformat(), "sent": False}
+            ledger.save_state(self.model, _SIGHTING, json.dumps(fresh), revision=revision)
+            return False
+        if seen["sent"] or now - datetime.fromisoformat(seen["since"]) < PATIENCE:
+            return False
+        ledger.save_state(self.model, _SIGHTING, json.dumps({**seen, "sent": True}), revision=revision)
+        return True
+
+
+def _run_state(context: Context, release: Release) -> str | None:
+    """The state of the run that carries a release; ``None`` if Airflow has no such run.
+
+    Raises:
+        Unavailable: Airflow does not say.
+    """
+    dag_id, _, run_id = (release.run or "").partition("/")
+    try:
+        if not context["ti"].get_dr_count(dag_id, run_ids=[run_id]):
+            return None
+        return str(context["ti"].get_dagrun_state(dag_id, run_id))
+    except AirflowRuntimeError as error:
+        raise Unavailable(f"Airflow does not say how run {release.run} stands: {error}") from error
