@@ -1,62 +1,144 @@
 """The model spec: everything that Airlock knows about a model, as frozen typed values.
 
 A spec is one YAML file, ``dags/models/<model>.yaml``. Unknown keys are refused, durations are
-written ``90s``, ``15m``, ``6h`` or ``14d``, and every default is here and nowhere else.
+written ``90s``, ``15m``, ``6h`` or ``14d``, and every default is in a policy and nowhere else. Gates, guards and the
+rollout have modules of their own; all names of a spec can be imported from here.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
-from airlock.core.policy import Policy
+from airlock.core.gate_policies import (
+    CalibrationGate,
+    ComparisonGate,
+    Confidence,
+    FairnessGate,
+    FeatureParityGate,
+    FiniteGate,
+    Gate,
+    GatePolicy,
+    LatencyGate,
+    MetricBound,
+    NonInferiorityGate,
+    ParityGate,
+    RelativeGate,
+    SchemaGate,
+    SizeGate,
+    SliceGate,
+    SuperiorityGate,
+    ThresholdGate,
+)
+from airlock.core.guard_policies import (
+    LATE_GUARDS,
+    BusinessMetricGuard,
+    DisagreementGuard,
+    ErrorRateGuard,
+    FallbackRateGuard,
+    Guard,
+    GuardPolicy,
+    LabelMetricGuard,
+    LatencyGuard,
+    Loss,
+    PairedLossGuard,
+    PredictionShiftGuard,
+    misfit,
+)
+from airlock.core.policy import (
+    METRICS,
+    Duration,
+    Metric,
+    Name,
+    Policy,
+    Positive,
+    Share,
+    Task,
+    refused,
+    written,
+)
+from airlock.core.rollout_policies import (
+    Approvals,
+    Experiment,
+    Outcome,
+    OutcomeGuard,
+    Rollout,
+    Shadow,
+    Step,
+)
 from airlock.core.segment import Condition
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_DURATION = r"^(\d+(?:\.\d+)?)([smhd])$"
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, timedelta):
-        return value
-    match = re.fullmatch(_DURATION, value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError(f"expected a duration such as 90s, 15m, 6h or 14d, got {value!r}")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
-
-
-def written(value: timedelta) -> str:
-    """A duration as a spec writes it: exact, in the largest unit that fits."""
-    for unit, name in reversed(_UNITS.items()):
-        count, rest = divmod(value, timedelta(**{name: 1}))
-        if not rest and (count or unit == "s"):
-            return f"{count}{unit}"
-    return f"{value.total_seconds():.6f}".rstrip("0") + "s"
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(_duration),
-    PlainSerializer(written, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": _DURATION, "examples": ["90s", "6h", "14d"]}),
+__all__ = [
+    "LATE_GUARDS",
+    "METRICS",
+    "Approvals",
+    "BusinessMetricGuard",
+    "CalibrationGate",
+    "Card",
+    "Column",
+    "ColumnType",
+    "ComparisonGate",
+    "Confidence",
+    "Data",
+    "DisagreementGuard",
+    "Drift",
+    "Duration",
+    "ErrorRateGuard",
+    "Experiment",
+    "FairnessGate",
+    "Fallback",
+    "FallbackRateGuard",
+    "FeatureParityGate",
+    "Features",
+    "FiniteGate",
+    "Gate",
+    "GatePolicy",
+    "Guard",
+    "GuardPolicy",
+    "Input",
+    "InputType",
+    "Label",
+    "LabelMetricGuard",
+    "LatencyGate",
+    "LatencyGuard",
+    "Loss",
+    "Metric",
+    "MetricBound",
+    "ModelSpec",
+    "Monitoring",
+    "Name",
+    "NonInferiorityGate",
+    "Outcome",
+    "OutcomeGuard",
+    "PairedLossGuard",
+    "ParityGate",
+    "Policy",
+    "Positive",
+    "PredictionShiftGuard",
+    "Range",
+    "Recipe",
+    "RelativeGate",
+    "Retrain",
+    "Rollout",
+    "Rule",
+    "SchemaGate",
+    "Serving",
+    "Shadow",
+    "Share",
+    "ShortInput",
+    "SizeGate",
+    "SliceGate",
+    "Step",
+    "SuperiorityGate",
+    "Table",
+    "Task",
+    "ThresholdGate",
+    "refused",
+    "written",
 ]
-
-
-def refused(at: str, message: str) -> PydanticCustomError:
-    """An error of a whole document that says which part of it is to blame: a dotted path."""
-    return PydanticCustomError("refused", "{message}", {"message": message, "at": at})
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Metric = Literal["roc_auc", "pr_auc", "log_loss", "brier", "accuracy", "rmse", "mae", "r2"]
 
 
 class Range(Policy):
@@ -70,17 +152,6 @@ class Range(Policy):
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}")
         return self
-
-
-class Task(StrEnum):
-    CLASSIFICATION = "classification"
-    REGRESSION = "regression"
-
-
-METRICS: dict[Task, tuple[Metric, ...]] = {
-    Task.CLASSIFICATION: ("roc_auc", "pr_auc", "log_loss", "brier", "accuracy"),
-    Task.REGRESSION: ("rmse", "mae", "r2"),
-}
 
 
 class ColumnType(StrEnum):
@@ -103,7 +174,7 @@ class Column(Range):
 class Table(Policy):
     """A table of the snapshot: its columns' rules, its key and how few rows are too few."""
 
-    columns: dict[str, Column] = {}
+    columns: dict[str, Column] = Field(default_factory=dict)
     key: tuple[str, ...] = ()
     min_rows: Annotated[int, Field(ge=1)] = 1
 
@@ -114,7 +185,7 @@ class Data(Policy):
     key: str
     event_time: str
     table: str = "events"
-    tables: dict[str, Table] = {}
+    tables: dict[str, Table] = Field(default_factory=dict)
     evaluation: Duration = Field(timedelta(days=14), description="the last part of the data, held out for the gates")
     history: Duration | None = Field(None, description="train on no more than this much; unset: on everything")
 
@@ -136,7 +207,7 @@ class Recipe(Policy):
     module: str | None = Field(None, description="default: include.<model>.recipe")
     trials: Annotated[int, Field(ge=1)] = 10
     seed: int = 7
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 InputType = Literal["float", "int", "string"]
@@ -168,416 +239,6 @@ class Features(Policy):
     service: str
     entities: tuple[str, ...]
     request: dict[str, ShortInput]
-
-
-class GatePolicy(Policy):
-    """A policy judged once, before traffic. ``dry_run`` records what it would say and lets the candidate through."""
-
-    mode: Literal["enforce", "dry_run"] = "enforce"
-
-
-class MetricBound(GatePolicy):
-    """A metric that must reach ``min`` or stay within ``max``."""
-
-    metric: Metric
-    min: float | None = None
-    max: float | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if (self.min is None) == (self.max is None):
-            raise ValueError("a gate on a metric takes exactly one of min and max")
-        return self
-
-
-Confidence = Annotated[float, Field(gt=0.5, lt=1)]
-"""Of one bound of an interval; two bounds of 0.95 make a 90 % interval."""
-
-
-class ThresholdGate(MetricBound):
-    """The candidate's metric on the evaluation rows must reach a bound; its interval is reported."""
-
-    kind: Literal["threshold"]
-
-
-class RelativeGate(GatePolicy):
-    """The candidate's metric may be worse than the champion's by at most ``max_loss``, a share of the champion's.
-
-    ``max_loss: -0.02`` asks for an improvement of 2 %.
-    """
-
-    kind: Literal["relative"]
-    metric: Metric
-    max_loss: Annotated[float, Field(gt=-1, lt=1)]
-
-
-class ComparisonGate(GatePolicy):
-    """A comparison with the champion on the same rows, by the bound of a paired interval.
-
-    While there is no champion the reference is the constant prediction of the training data. ``analytic``
-    is DeLong for ``roc_auc`` and the normal approximation of paired differences for the others.
-    """
-
-    metric: Metric
-    margin: Annotated[float, Field(ge=0, description="in the metric's units")]
-    confidence: Confidence = 0.95
-    method: Literal["analytic", "bootstrap"] = "analytic"
-
-
-class NonInferiorityGate(ComparisonGate):
-    """The candidate may be worse than the champion by less than ``margin``, on the same rows."""
-
-    kind: Literal["non_inferiority"]
-
-
-class SuperiorityGate(ComparisonGate):
-    """The candidate must be better than the champion by more than ``margin``, on the same rows."""
-
-    kind: Literal["superiority"]
-    margin: Annotated[float, Field(ge=0, description="in the metric's units")] = 0.0
-
-
-class SliceGate(MetricBound):
-    """The metric must reach a bound in every group of ``column`` that has ``min_rows``.
-
-    A group falls short when that is significant with the groups' false discovery rate held (Benjamini and
-    Hochberg 1995), so that many groups do not fail a candidate by chance.
-    """
-
-    kind: Literal["slices"]
-    column: str
-    min_rows: Annotated[int, Field(ge=1)] = 200
-    false_discovery_rate: Annotated[float, Field(gt=0, lt=1)] = 0.05
-
-
-class FairnessGate(GatePolicy):
-    """Groups of ``column`` are treated alike.
-
-    ``demographic_parity``: the share answered as positive differs by at most ``max_difference`` between any two
-    groups. ``equalised_odds``: the true and the false positive rates do.
-    """
-
-    kind: Literal["fairness"]
-    criterion: Literal["demographic_parity", "equalised_odds"]
-    column: str
-    max_difference: Annotated[float, Field(gt=0, lt=1)]
-    min_rows: Annotated[int, Field(ge=1)] = 200
-
-
-class CalibrationGate(GatePolicy):
-    """The expected calibration error over ``bins`` of equal count is at most ``max_error``."""
-
-    kind: Literal["calibration"]
-    max_error: Annotated[float, Field(gt=0, lt=1)]
-    bins: Annotated[int, Field(ge=2, le=100)] = 10
-
-
-class ParityGate(GatePolicy):
-    """ONNX must answer as scikit-learn does: largest difference, and flipped decisions."""
-
-    kind: Literal["onnx_parity"]
-    max_difference: Positive = 1e-3
-    max_flips: Annotated[int, Field(ge=0)] = 0
-
-
-class FeatureParityGate(GatePolicy):
-    """Feast online must give what the point-in-time join gives, for the same entities at the same time.
-
-    ``max_mismatch`` is the share of the compared values that may differ by more than ``tolerance``, relative to
-    the larger of the two.
-    """
-
-    kind: Literal["feature_parity"]
-    max_mismatch: Share = 0.0
-    tolerance: Positive = 1e-6
-    rows: Annotated[int, Field(ge=1, description="entity rows to compare, the newest")] = 200
-
-
-class LatencyGate(GatePolicy):
-    """The ONNX model's p99 for one row, in milliseconds."""
-
-    kind: Literal["latency"]
-    max_p99_ms: Positive
-
-
-class SizeGate(GatePolicy):
-    """The ONNX file, in MB (10^6 bytes)."""
-
-    kind: Literal["size"]
-    max_mb: Positive
-
-
-class FiniteGate(GatePolicy):
-    """Every answer is a finite number."""
-
-    kind: Literal["finite"]
-
-
-class SchemaGate(GatePolicy):
-    """Inputs and output are those of the champion, unless ``allow_changes``."""
-
-    kind: Literal["schema"]
-    allow_changes: bool = False
-
-
-Gate = Annotated[
-    ThresholdGate
-    | RelativeGate
-    | NonInferiorityGate
-    | SuperiorityGate
-    | SliceGate
-    | FairnessGate
-    | CalibrationGate
-    | ParityGate
-    | FeatureParityGate
-    | LatencyGate
-    | SizeGate
-    | FiniteGate
-    | SchemaGate,
-    Field(discriminator="kind"),
-]
-
-
-class GuardPolicy(Policy):
-    """A policy judged all the time. ``min_requests`` is what a pass needs; a breach is told as soon as it is sure."""
-
-    min_requests: Annotated[int, Field(ge=1)] = 50
-
-
-class ErrorRateGuard(GuardPolicy):
-    """The share of the candidate's requests that it failed to answer."""
-
-    kind: Literal["error_rate"]
-    max: Annotated[float, Field(gt=0, lt=1)]
-
-
-class LatencyGuard(GuardPolicy):
-    """Quantiles of the candidate's latency, in milliseconds."""
-
-    kind: Literal["latency"]
-    max_p50_ms: Positive | None = None
-    max_p95_ms: Positive | None = None
-    max_p99_ms: Positive | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if not self.bounds:
-            raise ValueError("a latency guard takes max_p50_ms, max_p95_ms, max_p99_ms or several of them")
-        return self
-
-    @property
-    def bounds(self) -> dict[float, float]:
-        """Milliseconds by quantile."""
-        named = {0.5: self.max_p50_ms, 0.95: self.max_p95_ms, 0.99: self.max_p99_ms}
-        return {quantile: ms for quantile, ms in named.items() if ms is not None}
-
-
-class FallbackRateGuard(GuardPolicy):
-    """The share of the requests meant for the candidate that something else answered in its place."""
-
-    kind: Literal["fallback_rate"]
-    max: Annotated[float, Field(gt=0, lt=1)]
-
-
-class PredictionShiftGuard(GuardPolicy):
-    """How far the candidate's answers lie from the champion's on the same requests.
-
-    ``max_mean`` bounds the mean difference, ``max_absolute`` the mean absolute difference, in
-    the answer's units (a probability, or the regression's target).
-    """
-
-    kind: Literal["prediction_shift"]
-    max_mean: Positive | None = None
-    max_absolute: Positive | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if self.max_mean is None and self.max_absolute is None:
-            raise ValueError("a prediction_shift guard takes max_mean, max_absolute or both")
-        return self
-
-
-class DisagreementGuard(GuardPolicy):
-    """The share of the requests on which candidate and champion decide differently. Classification only."""
-
-    kind: Literal["disagreement"]
-    max: Annotated[float, Field(gt=0, lt=1)]
-
-
-Loss = Literal["brier", "log_loss", "zero_one", "absolute_error", "squared_error"]
-
-
-class PairedLossGuard(GuardPolicy):
-    """The mean of the candidate's loss minus the champion's on requests that both answered, as their labels come.
-
-    ``margin`` is in the loss's units; ``min_requests`` counts labelled pairs.
-    """
-
-    kind: Literal["paired_loss"]
-    metric: Loss
-    margin: Annotated[float, Field(ge=0)]
-
-
-class LabelMetricGuard(GuardPolicy):
-    """A metric of what the candidate answered, as labels come: an absolute bound, or a margin to the champion.
-
-    ``margin`` is how much worse than the champion's on the same rows it may be, in the metric's units.
-    ``min_requests`` counts labelled answers.
-    """
-
-    kind: Literal["label_metric"]
-    metric: Literal["roc_auc", "brier", "log_loss", "accuracy", "mae", "rmse"]
-    min: float | None = None
-    max: float | None = None
-    margin: Annotated[float, Field(ge=0)] | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if sum(bound is not None for bound in (self.min, self.max, self.margin)) != 1:
-            raise ValueError("a label_metric guard takes exactly one of min, max and margin")
-        return self
-
-
-class BusinessMetricGuard(GuardPolicy):
-    """The mean of an outcome that is joined to what was answered, such as revenue.
-
-    ``min`` or ``max`` bound the candidate's mean; ``max_drop`` bounds how far it may lie below the champion's on
-    concurrent traffic. ``range`` holds every value that an outcome can have; ``min_requests`` counts outcomes.
-    """
-
-    kind: Literal["business_metric"]
-    name: Name
-    range: tuple[float, float]
-    min: float | None = None
-    max: float | None = None
-    max_drop: Positive | None = None
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Self:
-        if sum(bound is not None for bound in (self.min, self.max, self.max_drop)) != 1:
-            raise ValueError("a business_metric guard takes exactly one of min, max and max_drop")
-        if self.range[0] >= self.range[1]:
-            raise ValueError(f"range must be ordered, got {list(self.range)}")
-        return self
-
-
-Guard = Annotated[
-    ErrorRateGuard
-    | LatencyGuard
-    | FallbackRateGuard
-    | PredictionShiftGuard
-    | DisagreementGuard
-    | PairedLossGuard
-    | LabelMetricGuard
-    | BusinessMetricGuard,
-    Field(discriminator="kind"),
-]
-LATE_GUARDS = (PairedLossGuard, LabelMetricGuard, BusinessMetricGuard)
-"""Guards whose evidence comes after the answer."""
-
-
-class Approvals(Policy):
-    """Who must say yes in the Airflow UI: ``required`` distinct people, before traffic or before the promotion."""
-
-    required: Annotated[int, Field(ge=0, le=5, description="0: nobody is asked")] = 1
-    approvers: tuple[str, ...] = Field(
-        (), description="Airflow user names that may answer; empty: whoever may edit the DAG"
-    )
-    forbid_author: bool = Field(False, description="whoever started the training may not approve its version")
-    expires: Duration = timedelta(hours=24)
-    before: Literal["traffic", "promotion"] = "traffic"
-
-    @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if self.approvers and len(set(self.approvers)) < self.required:
-            raise ValueError(
-                f"{self.required} people must approve, but only {len(set(self.approvers))} are named as approvers"
-            )
-        return self
-
-
-class Shadow(Policy):
-    """Score a candidate on live requests without answering with it."""
-
-    bake: Duration = timedelta(minutes=10)
-    min_requests: Annotated[int, Field(ge=1)] = 100
-
-
-class Step(Policy):
-    """One canary step: ``weight`` percent for at least ``bake`` and ``min_requests`` answers."""
-
-    weight: Annotated[float, Field(gt=0, le=100)]
-    bake: Duration = timedelta(minutes=10)
-    min_requests: Annotated[int, Field(ge=1)]
-
-
-class Rollout(Policy):
-    """The way onto live traffic.
-
-    ``canary`` goes through ``steps``; ``blue_green`` goes from nothing to everything at once and bakes as the last
-    step says; ``shadow_only`` ends after the shadow and promotes nothing; ``experiment`` splits the traffic as the
-    spec's experiment says until it is concluded. ``deadline`` ends a step whose evidence does not come, counted in
-    observed time; ``on_deadline`` says how. ``provisional``: a version may be promoted before its labels have
-    matured; guards on labels go on and may roll back late.
-    """
-
-    plan: Literal["canary", "blue_green", "shadow_only", "experiment"] = "canary"
-    shadow: Shadow | None = Shadow()
-    steps: tuple[Step, ...] = tuple(
-        Step(weight=weight, min_requests=minimum) for weight, minimum in ((5, 50), (25, 200), (50, 400), (100, 800))
-    )
-    deadline: Duration = timedelta(hours=2)
-    on_deadline: Literal["rollback", "hold"] = "rollback"
-    provisional: bool = True
-
-    @model_validator(mode="after")
-    def _increasing(self) -> Self:
-        if self.plan == "shadow_only" and self.shadow is None:
-            raise ValueError("a shadow_only rollout needs a shadow")
-        weights = [step.weight for step in self.steps]
-        if not weights:
-            raise ValueError("a rollout needs at least one step")
-        if any(later <= earlier for earlier, later in itertools.pairwise(weights)):
-            raise ValueError(f"canary steps must increase, got {weights}")
-        if weights[-1] != 100:
-            raise ValueError(f"the last canary step must be 100, got {weights}")
-        bakes = [step.bake for step in self.steps] + ([self.shadow.bake] if self.shadow else [])
-        if (longest := max(bakes)) >= self.deadline:
-            raise ValueError(
-                f"a step that bakes for {written(longest)} is rolled back at the deadline of {written(self.deadline)}, "
-                "whatever it shows: bake for less or move the deadline"
-            )
-        return self
-
-
-class Outcome(Policy):
-    """A measured outcome of an experiment: ``name`` is that of delivered outcomes, or ``label`` for the label."""
-
-    name: Name
-    better: Literal["higher", "lower"] = "higher"
-
-
-class OutcomeGuard(Outcome):
-    """An outcome that may be worse in the candidate's group by at most ``margin``, in its own units."""
-
-    margin: Annotated[float, Field(ge=0)]
-
-
-class Experiment(Policy):
-    """An A/B test of candidate against champion, planned beforehand and analysed as it goes.
-
-    ``minimum_effect`` is the smallest difference of the primary outcome's means worth finding, in its units.
-    ``covariate`` names an outcome known before the experiment by which the variance is reduced (CUPED).
-    """
-
-    primary: Outcome
-    minimum_effect: Positive
-    guards: tuple[OutcomeGuard, ...] = ()
-    weight: Annotated[float, Field(gt=0, lt=100)] = 50.0
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    power: Annotated[float, Field(gt=0.5, lt=1)] = 0.8
-    covariate: Name | None = None
-    duration: Duration = Field(timedelta(days=14), description="at most")
 
 
 class Drift(Policy):
@@ -633,10 +294,6 @@ class Serving(Policy):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_000_000
 
 
-_CLASSIFICATION_LOSSES = frozenset({"brier", "log_loss", "zero_one", "roc_auc", "accuracy"})
-_REGRESSION_LOSSES = frozenset({"absolute_error", "squared_error", "mae", "rmse"})
-
-
 class Card(Policy):
     """What a model card says that no measurement can: what the model is for, what it is not for, and its limits."""
 
@@ -679,14 +336,6 @@ class ModelSpec(Policy):
             raise refused("gates", "a model without a gate cannot be judged: declare at least one")
         if not self.guards:
             raise refused("guards", "no alarm configured: a rollout needs at least one guard with a minimum sample")
-        fitting = METRICS[self.task]
-        for index, gate in enumerate(self.gates):
-            if isinstance(gate, MetricBound | ComparisonGate | RelativeGate) and gate.metric not in fitting:
-                message = f"{gate.metric} does not fit a {self.task}; choose from {', '.join(fitting)}"
-                raise refused(f"gates.{index}.metric", message)
-        for index, guard in enumerate(self.guards):
-            if reason := self._does_not_fit(guard):
-                raise refused(f"guards.{index}", reason)
         if self.rollout.plan == "experiment" and self.experiment is None:
             raise refused("experiment", "a rollout by experiment needs an experiment: its primary outcome and effect")
         if self.label.name in self.inputs:
@@ -696,16 +345,18 @@ class ModelSpec(Policy):
             raise refused("monitoring.drift.columns", f"{unknown} are not inputs")
         return self
 
-    def _does_not_fit(self, guard: Guard) -> str | None:
-        """Why a guard cannot be judged for this task."""
-        classification = self.task is Task.CLASSIFICATION
-        if isinstance(guard, DisagreementGuard) and not classification:
-            return "disagreement counts decisions, which a regression does not make; use prediction_shift"
-        if isinstance(guard, PairedLossGuard | LabelMetricGuard):
-            fitting = _CLASSIFICATION_LOSSES if classification else _REGRESSION_LOSSES
-            if guard.metric not in fitting:
-                return f"{guard.metric} does not fit a {self.task}; choose from {', '.join(sorted(fitting))}"
-        return None
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        """Gates and guards are such as the task has."""
+        metrics = METRICS[self.task]
+        for index, gate in enumerate(self.gates):
+            if isinstance(gate, MetricBound | ComparisonGate | RelativeGate) and gate.metric not in metrics:
+                message = f"{gate.metric} does not fit a {self.task}; choose from {', '.join(metrics)}"
+                raise refused(f"gates.{index}.metric", message)
+        for index, guard in enumerate(self.guards):
+            if reason := misfit(guard, self.task):
+                raise refused(f"guards.{index}", reason)
+        return self
 
     @property
     def maturity(self) -> timedelta:

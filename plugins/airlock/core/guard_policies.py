@@ -1,0 +1,160 @@
+"""The guards that a spec may declare; ``core/limits`` says what they come down to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from airlock.core.policy import Name, Policy, Positive, Task
+
+
+class GuardPolicy(Policy):
+    """A policy judged all the time. ``min_requests`` is what a pass needs; a breach is told as soon as it is sure."""
+
+    min_requests: Annotated[int, Field(ge=1)] = 50
+
+
+class ErrorRateGuard(GuardPolicy):
+    """The share of the candidate's requests that it failed to answer."""
+
+    kind: Literal["error_rate"]
+    max: Annotated[float, Field(gt=0, lt=1)]
+
+
+class LatencyGuard(GuardPolicy):
+    """Quantiles of the candidate's latency, in milliseconds."""
+
+    kind: Literal["latency"]
+    max_p50_ms: Positive | None = None
+    max_p95_ms: Positive | None = None
+    max_p99_ms: Positive | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.bounds:
+            raise ValueError("a latency guard takes max_p50_ms, max_p95_ms, max_p99_ms or several of them")
+        return self
+
+    @property
+    def bounds(self) -> dict[float, float]:
+        """Milliseconds by quantile."""
+        named = {0.5: self.max_p50_ms, 0.95: self.max_p95_ms, 0.99: self.max_p99_ms}
+        return {quantile: ms for quantile, ms in named.items() if ms is not None}
+
+
+class FallbackRateGuard(GuardPolicy):
+    """The share of the requests meant for the candidate that something else answered in its place."""
+
+    kind: Literal["fallback_rate"]
+    max: Annotated[float, Field(gt=0, lt=1)]
+
+
+class PredictionShiftGuard(GuardPolicy):
+    """How far the candidate's answers lie from the champion's on the same requests.
+
+    ``max_mean`` bounds the mean difference, ``max_absolute`` the mean absolute difference, in
+    the answer's units (a probability, or the regression's target).
+    """
+
+    kind: Literal["prediction_shift"]
+    max_mean: Positive | None = None
+    max_absolute: Positive | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.max_mean is None and self.max_absolute is None:
+            raise ValueError("a prediction_shift guard takes max_mean, max_absolute or both")
+        return self
+
+
+class DisagreementGuard(GuardPolicy):
+    """The share of the requests on which candidate and champion decide differently. Classification only."""
+
+    kind: Literal["disagreement"]
+    max: Annotated[float, Field(gt=0, lt=1)]
+
+
+Loss = Literal["brier", "log_loss", "zero_one", "absolute_error", "squared_error"]
+
+
+class PairedLossGuard(GuardPolicy):
+    """The mean of the candidate's loss minus the champion's on requests that both answered, as their labels come.
+
+    ``margin`` is in the loss's units; ``min_requests`` counts labelled pairs.
+    """
+
+    kind: Literal["paired_loss"]
+    metric: Loss
+    margin: Annotated[float, Field(ge=0)]
+
+
+class LabelMetricGuard(GuardPolicy):
+    """A metric of what the candidate answered, as labels come: an absolute bound, or a margin to the champion.
+
+    ``margin`` is how much worse than the champion's on the same rows it may be, in the metric's units.
+    ``min_requests`` counts labelled answers.
+    """
+
+    kind: Literal["label_metric"]
+    metric: Literal["roc_auc", "brier", "log_loss", "accuracy", "mae", "rmse"]
+    min: float | None = None
+    max: float | None = None
+    margin: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if sum(bound is not None for bound in (self.min, self.max, self.margin)) != 1:
+            raise ValueError("a label_metric guard takes exactly one of min, max and margin")
+        return self
+
+
+class BusinessMetricGuard(GuardPolicy):
+    """The mean of an outcome that is joined to what was answered, such as revenue.
+
+    ``min`` or ``max`` bound the candidate's mean; ``max_drop`` bounds how far it may lie below the champion's on
+    concurrent traffic. ``range`` holds every value that an outcome can have; ``min_requests`` counts outcomes.
+    """
+
+    kind: Literal["business_metric"]
+    name: Name
+    range: tuple[float, float]
+    min: float | None = None
+    max: float | None = None
+    max_drop: Positive | None = None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if sum(bound is not None for bound in (self.min, self.max, self.max_drop)) != 1:
+            raise ValueError("a business_metric guard takes exactly one of min, max and max_drop")
+        if self.range[0] >= self.range[1]:
+            raise ValueError(f"range must be ordered, got {list(self.range)}")
+        return self
+
+
+Guard = Annotated[
+    ErrorRateGuard
+    | LatencyGuard
+    | FallbackRateGuard
+    | PredictionShiftGuard
+    | DisagreementGuard
+    | PairedLossGuard
+    | LabelMetricGuard
+    | BusinessMetricGuard,
+    Field(discriminator="kind"),
+]
+LATE_GUARDS = (PairedLossGuard, LabelMetricGuard, BusinessMetricGuard)
+"""Guards whose evidence comes after the answer."""
+_CLASSIFICATION_LOSSES = frozenset({"brier", "log_loss", "zero_one", "roc_auc", "accuracy"})
+_REGRESSION_LOSSES = frozenset({"absolute_error", "squared_error", "mae", "rmse"})
+
+
+def misfit(guard: Guard, task: Task) -> str | None:
+    """Why a guard cannot be judged for a task, or ``None``."""
+    if isinstance(guard, DisagreementGuard) and task is not Task.CLASSIFICATION:
+        return "disagreement counts decisions, which a regression does not make; use prediction_shift"
+    if isinstance(guard, PairedLossGuard | LabelMetricGuard):
+        fitting = _CLASSIFICATION_LOSSES if task is Task.CLASSIFICATION else _REGRESSION_LOSSES
+        if guard.metric not in fitting:
+            return f"{guard.metric} does not fit a {task}; choose from {', '.join(sorted(fitting))}"
+    return None
