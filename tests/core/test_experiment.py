@@ -215,6 +215,22 @@ def test_guards_are_planned_with_their_margins() -> None:
         plan(GUARDED, {"calm": Baseline(1.0, 1.0)})
 
 
+@pytest.mark.parametrize(
+    ("known", "units_per_day"),
+    [
+        (Baseline(1.0, 0.0), None),
+        (Baseline(1.0, np.nan), None),
+        (Baseline(np.nan, 1.0), None),
+        (Baseline(1.0, 1.0, explained=1.0), None),
+        (Baseline(1.0, 1.0), 0.0),
+        (Baseline(1.0, 1.0), np.nan),
+    ],
+)
+def test_numbers_that_cannot_be_are_not_planned_with(known: Baseline, units_per_day: float | None) -> None:
+    with pytest.raises(DataInvalid):
+        plan(experiment(), {"spent": known}, units_per_day)
+
+
 def test_a_baseline_is_read_from_past_outcomes() -> None:
     found = baseline(np.array([0.0, 1.0, 1.0, 0.0, 1.0]))
     assert found.proportion

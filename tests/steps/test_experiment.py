@@ -262,8 +262,10 @@ def test_a_covariate_is_planned_with_as_far_as_it_was_known_before(here: Setting
     spec = experiment_spec(covariate="habit")
     deliver(here, "habit", habit, BEGAN - timedelta(minutes=1))
     assert experiment.plan(spec, here, now=BEGAN).outcomes[0].explained == 0
-    deliver(here, "habit", {key: value - 100 for key, value in habit.items()}, BEGAN - timedelta(days=9))
-    assert experiment.plan(spec, here, now=BEGAN).outcomes[0].explained == pytest.approx(1)
+    noise = np.random.default_rng(1).normal(size=len(habit))
+    earlier = {key: value + 2 * extra for (key, value), extra in zip(habit.items(), noise, strict=True)}
+    deliver(here, "habit", earlier, BEGAN - timedelta(days=9))
+    assert experiment.plan(spec, here, now=BEGAN).outcomes[0].explained == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_plan_of_nothing_says_what_to_give(here: Settings) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airlock.cli import demo, ledger, models, spec, stack
+from airlock.cli import deliver, demo, experiment, ledger, models, spec, stack
 
 app = typer.Typer(
     name="airlock",
@@ -44,6 +44,8 @@ app.command(epilog="Example: airlock down")(stack.down)
 app.command(epilog="Example: airlock status --json")(stack.status)
 app.command(epilog="Example: airlock demo --exit --summary out.json")(demo.demo)
 app.add_typer(spec.app, name="spec")
+app.add_typer(experiment.app, name="experiment")
+app.add_typer(deliver.app, name="deliver")
 app.add_typer(ledger.app, name="ledger")
 app.command(epilog="Example: airlock train flight_delay --until 2013-03-31 --trials 10")(models.train)
 app.command(epilog="Example: airlock release flight_delay --version 3")(models.release)

@@ -101,8 +101,10 @@ def plan(experiment: Experiment, baselines: Mapping[str, Baseline], units_per_da
     """How many units and days the experiment needs. Guards without a baseline are left out.
 
     Raises:
-        DataInvalid: the primary has no baseline, or a proportion cannot change by so much.
+        DataInvalid: the primary has no baseline, a number cannot be, or a proportion cannot change by so much.
     """
+    if units_per_day is not None and not 0 < units_per_day < math.inf:
+        raise DataInvalid(f"{units_per_day} units a day are none to plan with; give a number above 0")
     primary = experiment.primary
     if primary.name not in baselines:
         raise DataInvalid(f"nothing is known of {primary.name!r} to plan with; give its mean and standard deviation")
@@ -116,7 +118,7 @@ def plan(experiment: Experiment, baselines: Mapping[str, Baseline], units_per_da
     candidate = math.ceil(units * share)
     champion = math.ceil(units * (1 - share))
     days = detectable = None
-    if units_per_day:
+    if units_per_day is not None:
         days = (candidate + champion) / units_per_day
         variances = _variances(baselines[primary.name], 0.0)
         reachable = units_per_day * (experiment.duration / _DAY)
@@ -137,6 +139,11 @@ def plan(experiment: Experiment, baselines: Mapping[str, Baseline], units_per_da
 
 
 def _planned(experiment: Experiment, outcome: Outcome, known: Baseline) -> OutcomePlan:
+    if not (math.isfinite(known.mean) and 0 < known.sd < math.inf and 0 <= known.explained < 1):
+        raise DataInvalid(
+            f"{outcome.name} cannot have a mean of {known.mean}, a standard deviation of {known.sd} and a covariate "
+            f"that explains {known.explained} of its variance; expected numbers, the second above 0, the third below 1"
+        )
     for_primary, for_guard = alphas(experiment)
     guards = isinstance(outcome, OutcomeGuard)
     effect = outcome.margin if isinstance(outcome, OutcomeGuard) else experiment.minimum_effect

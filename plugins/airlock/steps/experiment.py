@@ -107,7 +107,7 @@ def plan(
         known[name] = primary
     if correlation is not None and name in known:
         known[name] = known[name]._replace(explained=correlation**2)
-    return planned(experiment, known, units_per_day or seen.units_per_day)
+    return planned(experiment, known, seen.units_per_day if units_per_day is None else units_per_day)
 
 
 def routes_of(routes: list[Route], release: Release) -> list[Route]:
