@@ -31,6 +31,7 @@ outliers on the far side of the bound need more."""
 
 _POINTS = 24
 _BISECTIONS = 40
+_PRECISION = 1e-12
 
 
 class Interval(NamedTuple):
@@ -98,10 +99,12 @@ def mean_log_e_value(
     summed = total - n * least
     if scale <= 0:
         return math.inf if summed > n * scale else 0.0
-    if bound >= greatest or summed <= 0:
+    if bound >= greatest or n == 0:
         return 0.0
     squared = max(squares - 2 * least * total + n * least * least, summed * summed / n)
-    full, size = summed * summed / squared, squared / summed / scale
+    full, size = 0.0, 1.0
+    if summed > 0 and squared > 0:
+        full, size = summed * summed / squared, squared / summed / scale
     empty = max(0.0, n - full)
     bets = _bets(scale / (greatest - least))
     return _log_mean([full * math.log1p(bet * (size - 1)) + empty * math.log1p(-bet) for bet in bets])
@@ -130,7 +133,7 @@ def _lowest(n: int, total: float, squares: float, alpha: float, least: float, gr
     low, high = least, min(max(total / n, least), greatest)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if not low < middle < high:
+        if middle - least < _PRECISION * (greatest - least):
             break
         if mean_log_e_value(n, total, squares, middle, least=least, greatest=greatest) >= wanted:
             low = middle
