@@ -1,111 +1,33 @@
-"""Release control on a real ledger and real route files: idempotent, fenced, never without a champion."""
+"""A release's way up to production, and the evidence it needs at each place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
 from airlock.control import ReleaseControl
-from airlock.control.projection import project_route
-from airlock.core.errors import Conflict, NotFound, Unavailable
-from airlock.core.refs import BentoRef
-from airlock.core.release import Event, Phase, Release
-from airlock.core.route import Route, parse_route
-from airlock.core.spec import ModelSpec
+from airlock.core.errors import Conflict, NotFound
+from airlock.core.release import Phase, Release
 from airlock.core.verdict import Status, Verdict
-from airlock.ledger import Ledger
 from airlock.settings import Settings
+from tests.support.control import (
+    CANARY,
+    ERRORS,
+    LABELS,
+    FakeAliases,
+    bento,
+    ejection,
+    held,
+    in_step,
+    labels,
+    on_disk,
+    opened,
+    promoted,
+    seen,
+)
 
-
-@dataclass
-class Clock:
-    now: datetime = datetime(2013, 4, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(seconds=1)
-        return self.now
-
-
-@dataclass
-class FakeAliases:
-    names: dict[str, str] = field(default_factory=dict)
-    down: bool = False
-
-    def set_alias(self, model: str, alias: str, version: str) -> None:
-        if self.down:
-            raise Unavailable("MLflow does not answer")
-        self.names[alias] = version
-
-    def clear_alias(self, model: str, alias: str, version: str) -> None:
-        if self.names.get(alias) == version:
-            del self.names[alias]
-
-
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        project=tmp_path,
-        home=tmp_path,
-        mlflow_url="http://127.0.0.1:1",
-        gateway_url="http://127.0.0.1:1",
-        airflow_url="http://127.0.0.1:1",
-        ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}",
-    )
-
-
-@pytest.fixture
-def aliases() -> FakeAliases:
-    return FakeAliases()
-
-
-@pytest.fixture
-def control(settings: Settings, aliases: FakeAliases) -> ReleaseControl:
-    spec = ModelSpec.model_validate(
-        {
-            "model": "m",
-            "task": "classification",
-            "data": {"key": "id", "event_time": "t"},
-            "label": {"name": "y"},
-            "inputs": {"x": "float"},
-            "gates": [{"kind": "finite"}],
-        }
-    )
-    return ReleaseControl(spec, settings, Ledger(settings.ledger_url), aliases=aliases, clock=Clock())
-
-
-def bento(version: str) -> BentoRef:
-    return BentoRef(
-        path=f"/b/{version}", digest="sha256:" + version * 64, model="m", version=version, tag=f"m:v{version}"
-    )
-
-
-def opened(control: ReleaseControl, version: str) -> Release:
-    release = control.open(version, bento(version), actor="ann", key=f"release-{version}")
-    return control.approve(release.id, actor="bob", reason="looks good")
-
-
-def promoted(control: ReleaseControl, version: str) -> Release:
-    release = opened(control, version)
-    if control.ledger.champion("m") is not None:
-        for step in ("warm_up", "shadow", "canary_5", "canary_25", "canary_50", "canary_100"):
-            control.enter(release.id, step)
-        held(control, release)
-    return control.promote(release.id)
-
-
-def held(control: ReleaseControl, release: Release, status: Status = Status.PASS) -> None:
-    """Keep a verdict of the step that the release stands in."""
-    standing = control.ledger.release(release.id)
-    verdict = Verdict(name="errors", status=status, reason="0 of 800 requests failed")
-    control.ledger.record(standing, [verdict], step=str(standing.step), now=standing.entered_at)
-
-
-def on_disk(settings: Settings) -> Route:
-    return parse_route((settings.routes / "m.json").read_bytes())
+MakeControl = Callable[..., ReleaseControl]
 
 
 def test_the_first_version_is_promoted_without_a_comparison(control: ReleaseControl, settings: Settings) -> None:
@@ -117,59 +39,97 @@ def test_the_first_version_is_promoted_without_a_comparison(control: ReleaseCont
 def test_shares_follow_the_steps_and_always_add_up(control: ReleaseControl, settings: Settings) -> None:
     promoted(control, "1")
     release = opened(control, "2")
-    seen = []
-    for step in ("warm_up", "shadow", "canary_5", "canary_25", "canary_50", "canary_100"):
+    shown = []
+    for step in CANARY:
         control.enter(release.id, step)
         route = on_disk(settings)
-        seen.append((route.weights["2"], route.shadow))
+        shown.append((route.step, route.weights["2"], route.shadow))
         assert sum(route.weights.values()) == 100
-        assert route.champion == "1"
-    assert seen == [(0, ()), (0, ("2",)), (5, ()), (25, ()), (50, ()), (100, ())]
+        assert (route.champion, route.release) == ("1", release.id)
+    assert shown == [
+        ("warm_up", 0, ()),
+        ("shadow", 0, ("2",)),
+        ("canary_5", 5, ()),
+        ("canary_100", 100, ()),
+    ]
     held(control, release)
     control.promote(release.id)
     assert on_disk(settings).champion == "2"
+    assert on_disk(settings).step is None
     assert set(on_disk(settings).versions) == {"1", "2"}, "the former champion stays loaded for the way back"
+
+
+def test_blue_green_goes_to_everything_in_one_step(make_control: MakeControl, settings: Settings) -> None:
+    control = make_control(rollout={"plan": "blue_green"})
+    promoted(control, "1")
+    release = in_step(control, "2", "green")
+    assert on_disk(settings).weights == {"1": 0.0, "2": 100.0}
+    held(control, release)
+    assert control.promote(release.id).phase is Phase.PROMOTED
+
+
+def test_a_shadow_only_rollout_completes_and_promotes_nothing(make_control: MakeControl, settings: Settings) -> None:
+    promoted(make_control(), "1")
+    control = make_control(rollout={"plan": "shadow_only"})
+    release = in_step(control, "2", "shadow")
+    with pytest.raises(Conflict, match="shadow_only: that promotes nothing"):
+        control.promote(release.id)
+    with pytest.raises(Conflict, match="not let through shadow"):
+        control.complete(release.id)
+    held(control, release)
+    assert control.complete(release.id).phase is Phase.COMPLETED
+    assert control.complete(release.id).phase is Phase.COMPLETED
+    assert on_disk(settings).weights == {"1": 100.0}
+    assert [effect.release for effect in control.pending("record")] == [
+        control.ledger.releases("m")[1].id,
+        release.id,
+    ]
 
 
 REPEATED: dict[str, Callable[[ReleaseControl, Release], object]] = {
     "open": lambda control, release: control.open("2", bento("2"), actor="ann", key="release-2"),
     "approve": lambda control, release: control.approve(release.id, actor="bob", reason="again"),
-    "enter": lambda control, release: control.enter(release.id, "warm_up"),
+    "enter": lambda control, release: control.enter(release.id, "shadow"),
+    "enter an earlier step": lambda control, release: control.enter(release.id, "warm_up"),
+    "resume": lambda control, release: control.resume(release.id, actor="ann", reason="again"),
 }
 
 
 @pytest.mark.parametrize("action", REPEATED)
 def test_doing_it_twice_changes_nothing(control: ReleaseControl, settings: Settings, action: str) -> None:
     promoted(control, "1")
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
+    release = in_step(control, "2", "shadow")
     before = (control.ledger.release(release.id), len(control.ledger.timeline("m")), on_disk(settings))
     REPEATED[action](control, release)
     assert (control.ledger.release(release.id), len(control.ledger.timeline("m")), on_disk(settings)) == before
 
 
-def test_a_lost_route_file_is_written_again_by_the_retry(control: ReleaseControl, settings: Settings) -> None:
+def test_no_step_is_left_out_but_the_shadow(control: ReleaseControl, settings: Settings) -> None:
     promoted(control, "1")
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
-    (settings.routes / "m.json").write_text("{ torn")
-    control.enter(release.id, "warm_up")
-    assert on_disk(settings) == control.ledger.route("m")
+    release = in_step(control, "2", "warm_up")
+    with pytest.raises(Conflict, match="canary_5 comes before canary_100"):
+        control.enter(release.id, "canary_100")
+    control.enter(release.id, "canary_5")
+    assert control.enter(release.id, "shadow").step == "canary_5"
+    assert on_disk(settings).share == 5
+    with pytest.raises(NotFound, match="no rollout step 'canary_7'"):
+        control.enter(release.id, "canary_7")
 
 
-def test_an_older_document_never_replaces_a_newer_one(control: ReleaseControl, settings: Settings) -> None:
+def test_a_paused_release_enters_nothing(control: ReleaseControl, settings: Settings) -> None:
     promoted(control, "1")
-    first = on_disk(settings)
-    promoted(control, "2")
-    newest = on_disk(settings)
-    assert project_route(settings.routes, first) is False
-    assert on_disk(settings) == newest
+    release = in_step(control, "2", "canary_5")
+    control.pause(release.id, actor="ann", reason="look")
+    assert control.enter(release.id, "canary_100").step == "canary_5"
+    assert on_disk(settings).share == 5
+    control.resume(release.id, actor="ann", reason="fine")
+    assert control.enter(release.id, "canary_100").step == "canary_100"
 
 
 def test_promotion_before_the_last_step_is_refused(control: ReleaseControl) -> None:
     promoted(control, "1")
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
+    release = in_step(control, "2", "canary_5")
+    held(control, release)
     with pytest.raises(Conflict, match="after canary_100 only"):
         control.promote(release.id)
 
@@ -179,9 +139,7 @@ def test_a_last_step_that_was_only_entered_promotes_nothing(
     control: ReleaseControl, settings: Settings, found: Status | None
 ) -> None:
     promoted(control, "1")
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
-    control.enter(release.id, "canary_100")
+    release = in_step(control, "2", "canary_100")
     if found is not None:
         held(control, release, found)
     with pytest.raises(Conflict, match="not let through canary_100"):
@@ -189,40 +147,71 @@ def test_a_last_step_that_was_only_entered_promotes_nothing(
     assert on_disk(settings).champion == "1"
 
 
-def test_evidence_of_an_earlier_pass_through_a_step_does_not_count(control: ReleaseControl) -> None:
+def test_every_limit_must_have_been_judged(make_control: MakeControl) -> None:
+    promoted(make_control(), "1")
+    release = in_step(make_control(), "2", "canary_100")
+    held(make_control(), release)
+    stricter = make_control(guards=[ERRORS, {"kind": "latency", "max_p99_ms": 20}])
+    with pytest.raises(Conflict, match="no verdict of latency_p99"):
+        stricter.promote(release.id)
+
+
+def test_a_later_verdict_stands_for_an_earlier_one(control: ReleaseControl) -> None:
     promoted(control, "1")
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
-    control.enter(release.id, "canary_100")
+    release = in_step(control, "2", "canary_100")
+    held(control, release, Status.INCONCLUSIVE)
     held(control, release)
-    control.enter(release.id, "canary_5")
-    control.enter(release.id, "canary_100")
-    with pytest.raises(Conflict, match="not let through canary_100"):
+    assert control.promote(release.id).phase is Phase.PROMOTED
+
+
+def test_promotion_by_hand_goes_past_nothing_that_failed(control: ReleaseControl) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2", "canary_100")
+    control.promote_now(release.id, actor="ann", reason="hurry")
+    for status in (Status.ERROR, Status.FAIL):
+        held(control, release, status)
+        with pytest.raises(Conflict, match="not let through"):
+            control.promote(release.id)
+    held(control, release, Status.INCONCLUSIVE)
+    assert control.promote(release.id).phase is Phase.PROMOTED
+
+
+def test_a_paused_release_is_not_promoted(control: ReleaseControl) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2", "canary_100")
+    held(control, release)
+    control.pause(release.id, actor="ann", reason="look first")
+    with pytest.raises(Conflict, match="paused in canary_100"):
         control.promote(release.id)
 
 
-def test_a_promoted_release_is_not_rolled_back_from_under_its_traffic(
-    control: ReleaseControl, settings: Settings
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_gate_that_was_opened_without_a_pass_keeps_a_version_back_unless_it_is_a_trial(
+    control: ReleaseControl, dry_run: bool
 ) -> None:
-    release = promoted(control, "1")
-    with pytest.raises(Conflict, match="airlock rollback m"):
-        control.roll_back(release.id, reason="a late trigger")
-    champion = control.ledger.champion("m")
-    assert champion is not None
-    assert champion.version == on_disk(settings).champion == "1"
+    failed = Verdict(name="calibration", status=Status.FAIL, reason="0.2 off", dry_run=dry_run)
+    release = opened(control, "1", verdicts=[failed])
+    if dry_run:
+        assert control.promote(release.id).phase is Phase.PROMOTED
+    else:
+        with pytest.raises(Conflict, match=r"calibration: 0\.2 off"):
+            control.promote(release.id)
+
+
+def test_a_version_that_was_judged_against_another_champion_gets_no_traffic(control: ReleaseControl) -> None:
+    promoted(control, "1")
+    stale = opened(control, "2")
+    promoted(control, "3")
+    with pytest.raises(Conflict, match="when version 1 was the champion, by now it is version 3"):
+        control.enter(stale.id, "warm_up")
 
 
 def test_a_step_of_a_promoted_release_says_that_it_was_promoted(control: ReleaseControl) -> None:
     release = promoted(control, "1")
     with pytest.raises(Conflict, match="promoted cannot step"):
         control.enter(release.id, "canary_5")
-
-
-def test_a_release_that_has_ended_is_not_approved(control: ReleaseControl) -> None:
-    release = control.open("1", bento("1"), actor="ann", key="k")
-    control.reject(release.id, actor="bob", reason="no")
-    with pytest.raises(Conflict, match="rejected cannot approve"):
-        control.approve(release.id, actor="eve", reason="late")
+    with pytest.raises(Conflict, match="stands in no step"):
+        control.observe(release.id, None)
 
 
 def test_a_rejected_release_gets_no_traffic(control: ReleaseControl) -> None:
@@ -239,82 +228,132 @@ def test_two_releases_at_once_are_refused(control: ReleaseControl) -> None:
     control.enter(first.id, "warm_up")
     with pytest.raises(Conflict, match="on its way"):
         control.enter(second.id, "warm_up")
+    current = control.current("m")
+    assert current is not None
+    assert current.id == first.id, "the one that has traffic, not the newest"
 
 
-def test_two_controllers_that_decide_on_the_same_state_have_one_winner(control: ReleaseControl) -> None:
-    release = control.open("1", bento("1"), actor="ann", key="k")
-    now = datetime(2013, 4, 1, tzinfo=UTC)
-    control.ledger.transition(release, Event.APPROVE, actor="bob", reason="yes", now=now)
-    with pytest.raises(Conflict, match="decide again"):
-        control.ledger.transition(release, Event.REJECT, actor="eve", reason="no", now=now)
-    assert control.ledger.release(release.id).phase is Phase.APPROVED
-
-
-@pytest.mark.parametrize("last_step", ["warm_up", "shadow", "canary_25"])
-def test_rollback_gives_all_traffic_to_the_champion(
-    control: ReleaseControl, settings: Settings, last_step: str
-) -> None:
-    promoted(control, "1")
-    release = opened(control, "2")
-    for step in ("warm_up", "shadow", "canary_5", "canary_25"):
-        control.enter(release.id, step)
-        if step == last_step:
-            break
-    control.roll_back(release.id, reason="errors")
-    assert on_disk(settings).weights == {"1": 100.0}
-    assert on_disk(settings).candidate is None
-    assert control.ledger.release(release.id).phase is Phase.ROLLED_BACK
-    assert control.roll_back(release.id, reason="again").reason == "errors"
-
-
-def test_teardown_restores_what_was_not_promoted_and_leaves_what_was(
-    control: ReleaseControl, settings: Settings
-) -> None:
-    first = promoted(control, "1")
-    assert control.restore(first.id).phase is Phase.PROMOTED
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
-    control.enter(release.id, "canary_5")
-    assert control.restore(release.id).phase is Phase.ROLLED_BACK
-    assert on_disk(settings).weights == {"1": 100.0}
-
-
-def test_a_model_goes_one_step_back_by_hand_and_takes_a_canary_with_it(
-    control: ReleaseControl, settings: Settings, aliases: FakeAliases
-) -> None:
-    promoted(control, "1")
-    promoted(control, "2")
-    release = opened(control, "3")
-    control.enter(release.id, "warm_up")
-    control.roll_back_model(None, actor="ann", reason="complaints")
-    assert on_disk(settings).champion == "1"
-    assert on_disk(settings).candidate is None
-    assert control.ledger.release(release.id).phase is Phase.ROLLED_BACK
-    assert aliases.names == {"champion": "1"}
-    with pytest.raises(NotFound, match="good ones: none"):
-        control.roll_back_model(None, actor="ann", reason="again")
-
-
-def test_a_version_that_was_never_good_is_refused_with_the_good_ones(control: ReleaseControl) -> None:
-    promoted(control, "1")
-    promoted(control, "2")
-    with pytest.raises(NotFound, match=r"version 9 .* good ones: 1"):
-        control.roll_back_model("9", actor="ann", reason="typo")
-
-
-def test_rollback_completes_while_mlflow_is_down(
-    control: ReleaseControl, settings: Settings, aliases: FakeAliases
-) -> None:
-    promoted(control, "1")
-    release = opened(control, "2")
-    control.enter(release.id, "warm_up")
-    aliases.down = True
-    control.roll_back(release.id, reason="errors")
-    assert on_disk(settings).candidate is None
-    assert "alias_pending" in [entry.event for entry in control.ledger.timeline("m")]
+def test_who_trained_it_and_which_run_carries_it_are_kept(control: ReleaseControl) -> None:
+    gate = Verdict(name="finite", status=Status.PASS, reason="all of them")
+    release = control.open("1", bento("1"), actor="ann", key="k", author="eve", run="run-7", verdicts=[gate])
+    assert (release.author, release.run) == ("eve", "run-7")
+    assert control.ledger.verdicts(release.id) == [("gates", gate)]
 
 
 def test_the_timeline_tells_the_release_in_order(control: ReleaseControl) -> None:
     promoted(control, "1")
     events = [(entry.event, entry.actor) for entry in control.ledger.timeline("m")]
-    assert events == [("open", "ann"), ("approve", "bob"), ("warm_up", "airlock"), ("promote", "airlock")]
+    assert events == [
+        ("open", "ann"),
+        ("vote_yes", "bob"),
+        ("approve", "bob"),
+        ("warm_up", "airlock"),
+        ("promote", "airlock"),
+    ]
+
+
+def test_what_was_decisive_is_kept(control: ReleaseControl, settings: Settings) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2")
+    assert control.observe(release.id, seen(on_disk(settings), good=3)).action == "wait"
+    assert control.ledger.verdicts(release.id) == []
+    assert control.observe(release.id, seen(on_disk(settings))).action == "advance"
+    assert [(step, verdict.name) for step, verdict in control.ledger.verdicts(release.id)] == [
+        ("canary_5", "error_rate")
+    ]
+
+
+def test_a_release_that_has_ended_is_observed_as_such(control: ReleaseControl, settings: Settings) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2")
+    control.abort(release.id, actor="ann", reason="no more")
+    decision = control.observe(release.id, seen(on_disk(settings)))
+    assert decision.action == "roll_back"
+    assert "aborted: no more" in decision.reason
+
+
+def test_a_gateway_that_follows_what_the_ledger_does_not_know_is_waited_for(
+    control: ReleaseControl, settings: Settings
+) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2")
+    decision = control.observe(release.id, seen(on_disk(settings), generation=99))
+    assert decision.action == "wait"
+    assert "airlock reconcile" in decision.reason
+
+
+def test_the_deadline_holds_and_pauses_where_the_spec_says_so(make_control: MakeControl, settings: Settings) -> None:
+    control = make_control(rollout={"on_deadline": "hold"})
+    promoted(control, "1")
+    release = in_step(control, "2")
+    decision = control.observe(release.id, seen(on_disk(settings), good=3, observed_s=60))
+    assert decision.action == "hold"
+    standing = control.ledger.release(release.id)
+    assert (standing.phase, standing.step, standing.paused) == (Phase.CANARY, "canary_5", True)
+    assert on_disk(settings).share == 5
+    assert control.observe(release.id, seen(on_disk(settings), good=3, observed_s=61)).action == "wait"
+    failed = seen(on_disk(settings), good=3, failed=60, observed_s=61)
+    assert control.observe(release.id, failed).action == "roll_back"
+
+
+def test_a_version_is_promoted_before_its_labels_and_confirmed_by_them(
+    make_control: MakeControl, settings: Settings, aliases: FakeAliases
+) -> None:
+    control = make_control(guards=[ERRORS, LABELS])
+    promoted(control, "1")
+    release = promoted(control, "2")
+    assert release.phase is Phase.PROVISIONAL
+    assert on_disk(settings).champion == aliases.names["champion"] == "2"
+    assert control.promote(release.id) == release
+    assert control.judge_late(release.id, labels(0.1, 20)).action == "wait"
+    with pytest.raises(Conflict, match="stays provisional"):
+        control.confirm(release.id, reason="impatience")
+    decision = control.judge_late(release.id, labels(0.1))
+    assert decision.action == "advance"
+    generation = on_disk(settings).generation
+    assert control.confirm(release.id, reason=decision.reason).phase is Phase.PROMOTED
+    assert control.confirm(release.id, reason=decision.reason).phase is Phase.PROMOTED
+    assert on_disk(settings).generation == generation, "nobody's traffic moves"
+    assert control.judge_late(release.id, labels(0.1)).action == "wait"
+
+
+def test_labels_that_turn_out_bad_take_a_version_back_late(make_control: MakeControl, settings: Settings) -> None:
+    control = make_control(guards=[ERRORS, LABELS])
+    first = promoted(control, "1")
+    control.judge_late(first.id, labels(0.1))
+    control.confirm(first.id, reason="labels")
+    second = promoted(control, "2")
+    decision = control.judge_late(second.id, labels(0.9))
+    assert decision.action == "roll_back"
+    assert control.ledger.release(second.id).phase is Phase.PROVISIONAL, "judging moves nothing"
+    rolled_back = control.roll_back(second.id, reason=decision.reason)
+    assert rolled_back.phase is Phase.ROLLED_BACK
+    assert "labels have come for 300 of the 300" in rolled_back.reason
+    assert on_disk(settings).champion == "1"
+    assert "late" in {step for step, _ in control.ledger.verdicts(second.id)}
+
+
+def test_labels_that_are_bad_on_the_way_roll_back_at_once(make_control: MakeControl, settings: Settings) -> None:
+    promoted(make_control(), "1")
+    control = make_control(guards=[ERRORS, LABELS])
+    release = in_step(control, "2")
+    assert control.observe(release.id, seen(on_disk(settings)), labels(0.9)).action == "roll_back"
+
+
+def test_without_provisional_promotion_labels_are_waited_for(make_control: MakeControl, settings: Settings) -> None:
+    promoted(make_control(), "1")
+    control = make_control(guards=[ERRORS, LABELS], rollout={"provisional": False})
+    release = in_step(control, "2", "canary_100")
+    assert control.observe(release.id, seen(on_disk(settings))).action == "wait"
+    with pytest.raises(Conflict, match="not let through"):
+        control.promote(release.id)
+    assert control.observe(release.id, seen(on_disk(settings)), labels(0.1)).action == "advance"
+    assert control.promote(release.id).phase is Phase.PROMOTED
+
+
+def test_an_ejection_is_seen_by_whoever_looks(control: ReleaseControl, settings: Settings) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2")
+    decision = control.observe(release.id, seen(on_disk(settings), ejection=ejection(release)))
+    assert decision.action == "roll_back"
+    assert "9 of 50" in control.roll_back(release.id, reason=decision.reason).reason
