@@ -40,9 +40,11 @@ class Sums(BaseModel):
     squares: float = 0.0
 
     def add(self, value: float) -> None:
-        self.n += 1
-        self.total += value
-        self.squares += value * value
+        # Past pydantic's own way of setting a field, which costs four times as much: this is done for every answer.
+        sums = self.__dict__
+        sums["n"] += 1
+        sums["total"] += value
+        sums["squares"] += value * value
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(n=self.n + other.n, total=self.total + other.total, squares=self.squares + other.squares)
