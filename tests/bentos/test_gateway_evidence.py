@@ -215,10 +215,13 @@ def test_failures_of_both_roles_together_eject(tmp_path: Path, champion: Bundle)
     served = next(key for key in map(str, range(100)) if place("salt", key) < 50)
     shadowed = next(key for key in map(str, range(100)) if place("salt", key) >= 50)
 
+    def scored(count: int) -> Callable[[GatewayStatus], bool]:
+        return lambda status: "2" in status.total and status.total["2"]["shadow"].errors == count
+
     async def body(gateway: Running) -> None:
         for asked in range(1, 30):
             await gateway.ask(shadowed, bad)
-            status = await gateway.until(lambda s, n=asked: s.total["2"]["shadow"].errors == n)  # type: ignore[misc]
+            status = await gateway.until(scored(asked))
             if status.ejection:
                 break
             await gateway.ask(served, bad)
