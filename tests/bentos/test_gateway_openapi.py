@@ -46,6 +46,11 @@ def test_a_model_s_inputs_and_limits_are_in_it(tmp_path: Path) -> None:
     assert set(row["properties"]) - set(INPUTS) == {"flight_id", "sched_dep"}
     assert schemas["late.Entity"]["required"] == ["carrier", "tailnum", "distance"]
     assert schemas["late.Question"]["properties"]["rows"]["maxItems"] == 1000
+    attributes = schemas["late.Question"]["properties"]["attributes"]
+    assert attributes["additionalProperties"] == {"type": ["string", "number", "boolean"]}
+    answer = schemas["late.Answer"]["properties"]
+    assert answer["fallback"]["enum"] == [None, "champion", "cache", "rule", "default"]
+    assert answer["variant"]["enum"] == ["champion", "candidate", "pinned", None]
     assert set(document["paths"]["/v1/models/late/predict"]["post"]["responses"]) >= {"200", "413", "415", "422", "503"}
     known = {f"#/components/schemas/{name}" for name in schemas}
     assert references(document) <= known
