@@ -223,7 +223,10 @@ def path(experiment: Experiment, gathered: Gathered, name: str, sharpest: int) -
     primary, guard = alphas(experiment)
     alpha, sides = (primary, 2) if name == experiment.primary.name else (guard, 1)
     points = []
-    for count in np.unique(np.linspace(0, len(frame), _LOOKS + 1, dtype=int))[1:]:
+    known = frame["known"].astype("int64").to_numpy()
+    looks = np.linspace(1, len(frame), min(_LOOKS, len(frame)), dtype=int)
+    # What came in at one time is looked at together.
+    for count in np.unique(np.searchsorted(known, known[looks - 1], side="right")):
         so_far = frame.iloc[:count]
         try:
             found = difference(measured(so_far, covariate=experiment.covariate is not None))
@@ -256,8 +259,8 @@ def _draw(
     figure = Figure(figsize=(8, 1 + 2.5 * len(drawn)), layout="tight")
     for axes, (name, points) in zip(figure.subplots(len(drawn), squeeze=False)[:, 0], drawn.items(), strict=True):
         when = [moment for moment, _ in points]
-        axes.fill_between(when, [b.low for _, b in points], [b.high for _, b in points], alpha=0.25)
-        axes.plot(when, [b.estimate for _, b in points])
+        widths = [bounds.high - bounds.estimate for _, bounds in points]
+        axes.errorbar(when, [bounds.estimate for _, bounds in points], yerr=widths, marker=".", capsize=3)
         for level in _levels(experiment, name):
             axes.axhline(level, color="k", linestyle=":", linewidth=1)
         axes.set(title=name, ylabel="candidate - champion")

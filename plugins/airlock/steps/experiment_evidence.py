@@ -6,6 +6,10 @@ decides, not who did. Answers that a pin chose, that no version was asked for, a
 outcome belongs to the answer whose row key it has, or whose routing key where the row has none; a covariate belongs to
 the unit, by its routing key, or by the row's where the request carried none, and counts only if it was known before
 the first answer.
+
+A unit's value is the mean of what has come of its answers so far. It may still change after a look, which the theory of
+the intervals does not know: that they hold at all times is exact where a unit has one outcome, and near where it has
+several.
 """
 
 from __future__ import annotations
