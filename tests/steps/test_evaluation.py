@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from airlock.core.errors import ArtifactCorrupt, GateRefused, NotFound
-from airlock.core.refs import EvaluatedRef, OnnxRef, Ref
-from airlock.core.spec import ModelSpec
+from airlock.core.refs import EvaluatedRef, OnnxRef, Ref, VersionRef
+from airlock.core.spec import FeatureParityGate, ModelSpec
 from airlock.core.verdict import Status, fold
 from airlock.settings import Settings
-from airlock.steps import evaluation, export, tracking, training
+from airlock.steps import evaluation, export, snapshot, tracking, training
+from airlock.steps.recipes import definition_digest, load_recipe
 from airlock.steps.registry import Registry
-from tests.support.toy_model import toy_rows, toy_settings, toy_spec, toy_training_set
+from tests.support.toy_model import UNTIL, toy_rows, toy_settings, toy_spec, toy_training_set
 
 pytestmark = pytest.mark.integration
 SPEC = toy_spec()
@@ -160,8 +163,7 @@ def test_one_key_is_one_version_and_its_bundle_comes_from_mlflow(house: House, c
     assert registry.alias("toy", "champion") is None
     client = tracking.client(house.settings.mlflow_url)
     older, newer = (client.get_model_version("toy", each.version).tags for each in (first, second))
-    major, minor, patch = older["airlock.semantic_version"].split(".")
-    assert newer["airlock.semantic_version"] == f"{major}.{int(minor) + 1}.{patch}"
+    assert older["airlock.semantic_version"] == first.semantic
     assert newer["airlock.data_digest"] == candidate.trained.training_set.digest
     assert newer["airlock.evidence_digest"] == judged.digest
 
@@ -169,6 +171,104 @@ def test_one_key_is_one_version_and_its_bundle_comes_from_mlflow(house: House, c
 def test_a_version_says_what_it_was_judged_against(house: House, candidate: OnnxRef) -> None:
     version = house.registry().register(SPEC, house.judged(candidate), key="judged")
     assert version.judged_against == "baseline"
+
+
+class TestSemanticVersions:
+    """Each test has a model of its own, so that the numbers start at the beginning."""
+
+    def register(self, house: House, judged: EvaluatedRef, model: str, key: str, **tags: str) -> VersionRef:
+        client = tracking.client(house.settings.mlflow_url)
+        for tag, value in tags.items():
+            client.set_tag(judged.onnx.trained.run_id, f"airlock.{tag}", value)
+        spec = SPEC.model_copy(update={"model": model})
+        return house.registry().register(spec, judged, key=key, author="ada")
+
+    def test_what_changed_makes_the_number(self, house: House, candidate: OnnxRef) -> None:
+        spec = toy_spec(label={"name": "bought", "time": "known_at", "positive": "buys"})
+        same, other = house.judged(candidate), house.judged(house.exported("other answer", spec), spec=spec)
+        definition = definition_digest(SPEC, house.settings)
+        assert definition_digest(spec, house.settings) == definition
+        steps = [
+            (same, definition, "1.0.0"),
+            (same, definition, "1.0.1"),
+            (same, "other", "1.1.0"),
+            (same, "other", "1.1.1"),
+            (other, "other", "2.0.0"),
+            (same, definition, "3.0.0"),
+        ]
+        for number, (judged, changed, expected) in enumerate(steps):
+            version = self.register(house, judged, "numbered", str(number), definition_digest=changed)
+            assert version.semantic == expected
+
+    def test_training_keeps_the_definition(self, house: House) -> None:
+        spec = SPEC.model_copy(update={"model": "defined"})
+        judged = house.judged(house.exported("defined", spec), spec=spec)
+        version = house.registry().register(spec, judged, key="defined", author="ada")
+        tags = tracking.client(house.settings.mlflow_url).get_model_version("defined", version.version).tags
+        assert tags["airlock.definition_digest"] == definition_digest(spec, house.settings)
+        assert len(tags["airlock.schema"]) == 64
+
+    def test_a_number_that_was_not_given_is_given_when_the_key_comes_again(
+        self, house: House, candidate: OnnxRef
+    ) -> None:
+        """The registration stopped between the version and its number; another one came in between."""
+        client, judged = tracking.client(house.settings.mlflow_url), house.judged(candidate)
+        first = self.register(house, judged, "resumed", "first", definition_digest="d")
+        client.delete_model_version_tag("resumed", first.version, "airlock.semantic_version")
+        assert house.registry().version("resumed", first.version).semantic is None
+        assert self.register(house, judged, "resumed", "second").semantic == "1.0.1"
+        again = self.register(house, judged, "resumed", "first")
+        assert (again.version, again.semantic) == (first.version, "1.0.0")
+
+    def test_the_author_is_kept(self, house: House, candidate: OnnxRef) -> None:
+        version = self.register(house, house.judged(candidate), "authored", "a")
+        assert version.author == "ada"
+        assert house.registry().version("authored", version.version).author == "ada"
+
+
+def test_a_gate_in_dry_run_lets_the_candidate_through(house: House, candidate: OnnxRef) -> None:
+    tried = {"kind": "threshold", "metric": "roc_auc", "min": 0.999, "mode": "dry_run"}
+    spec = toy_spec(gates=[*(gate.model_dump() for gate in SPEC.gates), tried])
+    judged = house.judged(candidate, spec=spec)
+    assert _failed(judged) == {"threshold_roc_auc_2": Status.FAIL}
+    run = tracking.client(house.settings.mlflow_url).get_run(candidate.trained.run_id)
+    assert run.data.tags["airlock.gates"] == "pass"
+    assert run.data.tags["airlock.refused"] == ""
+    assert house.registry().register(spec, judged, key="dry").version
+    alone = house.judged(candidate, spec=toy_spec(gates=[tried, {"kind": "onnx_parity", "mode": "dry_run"}]))
+    with pytest.raises(GateRefused, match="no gate gave a verdict"):
+        house.registry().register(spec, alone, key="alone")
+
+
+def test_groups_that_no_model_may_learn_from_come_from_the_events(house: House) -> None:
+    """The column is no input: it is looked up in the snapshot's events by the row's key."""
+    rows = toy_rows()
+    groups = np.where(np.arange(len(rows)) % 2 == 0, "even", "odd")
+    events = rows.assign(group=groups).sample(frac=1, random_state=1)
+    recipe: Any = load_recipe(SPEC, house.settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "load", lambda until: {"events": events})
+        frozen = snapshot.freeze(SPEC, house.settings, until=UNTIL + timedelta(hours=1))
+    kind = {"kind": "fairness", "criterion": "demographic_parity", "column": "group", "max_difference": 0.5}
+    spec = toy_spec(gates=[*(gate.model_dump() for gate in SPEC.gates), {**kind, "min_rows": 50}])
+    candidate = house.exported("fair", spec)
+    trained = candidate.trained
+    (open_,) = (each for each in house.judged(candidate, spec=spec).verdicts if each.name.startswith("fairness"))
+    assert open_.status is Status.INCONCLUSIVE
+    linked = trained.training_set.model_copy(update={"snapshot": frozen.digest})
+    linked_candidate = candidate.model_copy(update={"trained": trained.model_copy(update={"training_set": linked})})
+    (found,) = (each for each in house.judged(linked_candidate, spec=spec).verdicts if each.name.startswith("fairness"))
+    assert found.passed, found
+    shares = found.details["rates"]["positive answers"]
+    assert {name: share["rows"] for name, share in shares.items()} == {"even": 240, "odd": 241}
+
+
+def test_a_feature_parity_gate_without_features_is_told_what_to_do(house: House, candidate: OnnxRef) -> None:
+    spec = SPEC.model_copy(update={"gates": (FeatureParityGate(kind="feature_parity"),)})
+    (verdict, *_) = house.judged(candidate, spec=spec).verdicts
+    assert verdict.status is Status.ERROR
+    assert "toy has no features" in verdict.reason
+    assert "remove the gate" in verdict.reason
 
 
 def test_poor_parity_is_refused_though_no_gate_asks_for_it(house: House, candidate: OnnxRef) -> None:

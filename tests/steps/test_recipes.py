@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from airlock.core.errors import SpecError
-from airlock.steps.recipes import load_recipe
+from airlock.steps.recipes import definition_digest, load_recipe
 from tests.support.tiny_data import tiny_project, tiny_spec
 
 
@@ -40,3 +40,38 @@ def test_a_recipe_without_a_function_names_it(tmp_path: Path) -> None:
     (tmp_path / "include/tiny/recipe.py").write_text("def load(until):\n    return {}\n")
     with pytest.raises(SpecError, match="does not define pipeline, search_space"):
         load_recipe(tiny_spec(), settings)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("include/tiny/recipe.py", "\n# changed\n"),
+        ("include/tiny/helper.py", ""),
+        ("feature_repo/definitions.py", "\n# x\n"),
+    ],
+)
+def test_code_and_features_are_part_of_the_definition(tmp_path: Path, file: str, change: str) -> None:
+    settings = tiny_project(tmp_path)
+    before = definition_digest(tiny_spec(), settings)
+    assert definition_digest(tiny_spec(), settings) == before
+    with (tmp_path / file).open("a") as text:
+        text.write(change)
+    assert definition_digest(tiny_spec(), settings) != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"description": "another"}, True),
+        ({"recipe": {"seed": 9, "params": {"depth": 3}}}, True),
+        ({"gates": [{"kind": "finite"}, {"kind": "schema"}]}, True),
+        ({"label": {"name": "bought", "time": "known_at", "positive": "buys"}}, True),
+        ({"label": {"name": "bought"}}, False),
+        ({"data": {"key": "visit", "event_time": "at", "history": "9d"}}, False),
+        ({"features": {"service": "tiny", "entities": ["shop"], "request": {"age": {"type": "int"}}}}, False),
+    ],
+)
+def test_what_of_a_spec_is_part_of_the_definition(tmp_path: Path, changes: dict[str, object], same: bool) -> None:
+    settings = tiny_project(tmp_path)
+    before = definition_digest(tiny_spec(), settings)
+    assert (definition_digest(tiny_spec(**changes), settings) == before) is same

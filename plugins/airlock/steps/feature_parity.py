@@ -27,7 +27,7 @@ from airlock.core.refs import SnapshotRef, TrainingSetRef
 from airlock.core.spec import FeatureParityGate, Features, ModelSpec
 from airlock.settings import Settings
 from airlock.steps import point_in_time
-from airlock.steps.feature_repo import Repo, open_repo, quiet
+from airlock.steps.feature_repo import Repo, View, open_repo, quiet
 from airlock.steps.snapshot import read_table, snapshot_of, table_path
 
 _ROW = "row"
@@ -120,13 +120,17 @@ def _read_online(
         repo = open_repo(settings, features.service, tables=Path(snapshot.path), private=Path(scratch))
         repo.store.apply(repo.objects)
         for view in repo.views.values():
-            start = at - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
-            repo.store.materialize(start, at, feature_views=[view.name])
+            repo.store.materialize(_start_of(view, at), at, feature_views=[view.name])
         _forget_expired(repo, at)
         answer: dict[str, list[Any]] = repo.store.get_online_features(
             features=repo.store.get_feature_service(repo.service.name), entity_rows=rows
         ).to_dict()
     return answer
+
+
+def _start_of(view: View, at: datetime) -> datetime:
+    """From when on rows are materialised, as into the store in use."""
+    return at - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _forget_expired(repo: Repo, at: datetime) -> None:
