@@ -111,3 +111,5 @@ def test_a_question_carries_only_what_was_given(gateway: Gateway, client: Gatewa
     assert gateway.body == {"rows": [{"a": 1}], "key": "k"}
     client.predict("late", entities=[{"carrier": "UA"}])
     assert gateway.body == {"entities": [{"carrier": "UA"}]}
+    client.predict("late", rows=[{"a": 1}], attributes={"group": "staff"})
+    assert gateway.body == {"rows": [{"a": 1}], "attributes": {"group": "staff"}}

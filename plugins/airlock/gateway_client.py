@@ -59,20 +59,25 @@ class GatewayClient:
         rows: Sequence[Mapping[str, Any]] | None = None,
         entities: Sequence[Mapping[str, Any]] | None = None,
         key: str | None = None,
+        attributes: Mapping[str, str | bool | int | float] | None = None,
     ) -> dict[str, Any]:
         """The gateway's answer: version, variant, request id and one prediction a row.
+
+        ``fallback`` names what stood in for a version that could not answer, if something had to; ``version`` and
+        ``variant`` are ``None`` where a rule or the default did.
 
         Args:
             rows: features by name, one mapping a row; or
             entities: join keys and request fields, whose features come from Feast.
             key: chooses the version; the same key is answered by the same one while shares stay.
+            attributes: what pins and fallback rules may ask about beside the row's own values.
 
         Raises:
             DataInvalid: the request was refused; the message names the row and the field.
             NotFound: no such model is served.
             Unavailable: nothing answers there, or no version did.
         """
-        body = {"rows": rows, "entities": entities, "key": key}
+        body = {"rows": rows, "entities": entities, "key": key, "attributes": attributes}
         content = {name: value for name, value in body.items() if value is not None}
         answer: dict[str, Any] = _checked(self._send("POST", f"/v1/models/{model}/predict", content)).json()
         return answer

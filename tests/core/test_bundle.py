@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from airlock.core.bundle import MANIFEST, ONNX, Manifest, sha256, verify
 from airlock.core.errors import ArtifactCorrupt
-from airlock.core.spec import Input, Label, Task
+from airlock.core.segment import Condition
+from airlock.core.spec import Fallback, Input, Label, Rule, Serving, Task
 
 MODEL = b"not really a model"
 
@@ -42,6 +45,24 @@ def test_a_whole_bundle_is_read_with_its_inputs_in_order(tmp_path: Path) -> None
     manifest = verify(tmp_path, written(tmp_path))
     assert list(manifest.inputs) == ["area", "rooms"]
     assert manifest.model == "house"
+
+
+def test_a_manifest_from_before_there_were_fallbacks_still_holds(tmp_path: Path) -> None:
+    written(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_bytes())
+    del manifest["serving"]["fallback"]
+    raw = json.dumps(manifest, indent=2).encode()
+    (tmp_path / MANIFEST).write_bytes(raw)
+    assert verify(tmp_path, sha256(raw)).serving == Serving(fallback=Fallback())
+
+
+def test_fallbacks_travel_in_the_manifest(tmp_path: Path) -> None:
+    rule = Rule(when=(Condition(attribute="rooms", min=9),), answer=1e6)
+    serving = Serving(fallback=Fallback(cache=timedelta(minutes=10), rules=(rule,), default=2e5))
+    written(tmp_path)
+    manifest = Manifest.model_validate_json((tmp_path / MANIFEST).read_bytes()).model_copy(update={"serving": serving})
+    (tmp_path / MANIFEST).write_text(manifest.to_json())
+    assert verify(tmp_path, sha256(manifest.to_json().encode())).serving == serving
 
 
 def _flip(path: Path) -> None:

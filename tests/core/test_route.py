@@ -16,9 +16,12 @@ from pydantic import ValidationError
 from scipy import stats
 
 from airlock.core.errors import RouteError
-from airlock.core.route import Bundle, Limits, Route, choose, parse_route, place
+from airlock.core.route import Bundle, Limit, Route, choose, parse_route, place
+from airlock.core.segment import Condition, Pin
 
 BUNDLE = Bundle(path="/bundles/1", digest="sha256:" + "0" * 64)
+STAFF = (Condition(attribute="group", values=("staff",)),)
+ERRORS: dict[str, Any] = {"name": "error_rate", "signal": "errors", "bound": 0.02, "alpha": 0.001}
 
 
 def route(**changes: Any) -> Route:
@@ -60,6 +63,11 @@ class TestWhole:
             ({"versions": {"1": BUNDLE, "2": {"path": "/x", "digest": "md5:1"}}}, "sha256"),
             ({"timeout_ms": 0}, "greater than 0"),
             ({"surprise": 1}, "Extra inputs"),
+            ({"pins": (Pin(name="staff", when=STAFF, version="9"),)}, r"versions \['9'\] have traffic but no bundle"),
+            (
+                {"pins": (Pin(name="staff", when=STAFF, version="1"), Pin(name="staff", when=STAFF, version="2"))},
+                r"every pin has a name of its own, got \['staff', 'staff'\]",
+            ),
         ],
     )
     def test_what_may_not_go_out(self, changes: dict[str, Any], words: str) -> None:
@@ -76,10 +84,17 @@ class TestWhole:
             with pytest.raises(ValidationError, match="weights must"):
                 route(weights=weights)
 
-    def test_limits_that_bound_nothing_sensible(self) -> None:
-        for changes in ({"alpha": 0}, {"alpha": 0.5}, {"max_error_rate": 0}, {"max_shift": -1}, {"min_requests": 0}):
-            with pytest.raises(ValidationError):
-                Limits(**changes)
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            *({"alpha": 0}, {"alpha": 0.5}, {"bound": math.nan}, {"bound": math.inf}, {"signal": "mood"}),
+            *({"steps": 0}, {"minimum": 0}, {"reach": 0}, {"over_ms": math.nan}, {"more": 1}),
+        ],
+    )
+    def test_a_limit_that_could_not_be_held(self, changes: dict[str, Any]) -> None:
+        assert not Limit(**ERRORS).late
+        with pytest.raises(ValidationError):
+            Limit(**{**ERRORS, **changes})
 
 
 class TestDocument:
@@ -101,7 +116,9 @@ class TestDocument:
             "weights": {"1": 74.5, "2": 25.5},
             "shadow": ["2"],
             "versions": {"1": BUNDLE.model_dump(), "2": {**BUNDLE.model_dump(), "path": "/elsewhere"}},
-            "limits": {"max_error_rate": 0.5},
+            "step": "canary_50",
+            "pins": [Pin(name="staff", when=STAFF, version="2").model_dump(mode="json")],
+            "limits": [Limit(**ERRORS).model_dump(mode="json")],
             "timeout_ms": 9,
             "salt": "salt",
             "reason": "because",
