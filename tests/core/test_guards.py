@@ -4,151 +4,382 @@ from __future__ import annotations
 
 import math
 import random
-import time
+from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airlock.core.guards import breach, judge_guards, limits_of
-from airlock.core.route import Limits
+from airlock.core.guards import breach, judge, limits_of, slow_limits
+from airlock.core.limits import LABEL_BATCH, guarded
+from airlock.core.route import Limit
 from airlock.core.sequential import ASYMPTOTIC_MINIMUM
-from airlock.core.spec import ErrorRateGuard, Guard, LatencyGuard, PredictionShiftGuard
-from airlock.core.tally import BUCKETS, Tally
-from airlock.core.verdict import Status, fold
+from airlock.core.spec import ErrorRateGuard, ModelSpec
+from airlock.core.tally import BUCKETS, LateEvidence, Sums, Tally
+from airlock.core.verdict import Status, Verdict, fold
 
-ERRORS = ErrorRateGuard(kind="error_rate", max=0.02)
-LATENCY = LatencyGuard(kind="latency", max_p99_ms=100)
-SHIFT = PredictionShiftGuard(kind="prediction_shift", max_mean=0.05, max_absolute=0.1)
-ALL: tuple[Guard, ...] = (ERRORS, LATENCY, SHIFT)
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+ERRORS = {"kind": "error_rate", "max": 0.02}
+LATENCY = {"kind": "latency", "max_p99_ms": 100}
+FALLBACKS = {"kind": "fallback_rate", "max": 0.05}
+SHIFT = {"kind": "prediction_shift", "max_mean": 0.05, "max_absolute": 0.1}
+DISAGREEMENT = {"kind": "disagreement", "max": 0.1}
+PAIRED = {"kind": "paired_loss", "metric": "brier", "margin": 0.01}
+AUC = {"kind": "label_metric", "metric": "roc_auc", "margin": 0.02, "min_requests": 1000}
+REVENUE = {"kind": "business_metric", "name": "revenue", "range": (0, 10), "max_drop": 0.5}
+LIVE = [ERRORS, LATENCY, FALLBACKS, SHIFT, DISAGREEMENT]
+
+
+def spec_of(*guards: dict[str, Any], task: str = "classification", **changes: Any) -> ModelSpec:
+    return ModelSpec.model_validate(
+        {
+            "model": "m",
+            "task": task,
+            "data": {"key": "id", "event_time": "at"},
+            "label": {"name": "y"},
+            "inputs": {"x": "float"},
+            "gates": [{"kind": "finite"}],
+            "guards": guards,
+            **changes,
+        }
+    )
+
+
+def limits(*guards: dict[str, Any], **changes: Any) -> tuple[Limit, ...]:
+    return limits_of(spec_of(*guards, **changes))
+
+
+ALL = limits(*LIVE)
 
 
 def counted(
-    *, good: int = 0, bad: int = 0, slow: int = 0, timeouts: int = 0, pairs: int = 0, shift: float = 0.0
+    *,
+    good: int = 0,
+    bad: int = 0,
+    slow: int = 0,
+    timeouts: int = 0,
+    replaced: int = 0,
+    pairs: int = 0,
+    shift: float = 0.0,
+    flips: int = 0,
 ) -> Tally:
-    """A tally of ``good`` answers in 5 ms, ``slow`` ones in 900 ms, failures, and pairs ``shift`` +- 0.01 apart."""
-    tally = Tally()
+    """``good`` answers in 5 ms, ``slow`` ones in 101 ms, failures, and pairs ``shift`` +- 0.01 apart."""
+    tally, allowed = Tally(), slow_limits(ALL)
     for _ in range(good):
-        tally.answered(5)
+        tally.answered(5, allowed)
     for _ in range(slow):
-        tally.answered(900)
+        tally.answered(101, allowed)
     for _ in range(bad):
-        tally.failed(5)
+        tally.failed(5, allowed)
     for _ in range(timeouts):
-        tally.failed(5, timeout=True)
+        tally.failed(5, allowed, timeout=True)
+    tally.fallbacks = replaced
     for index in range(pairs):
-        tally.compared(0.5 + shift + (0.01 if index % 2 else -0.01), 0.5)
+        tally.compared([shift + (0.01 if index % 2 else -0.01)], int(index < flips))
     return tally
 
 
+def judged(tally: Tally, wanted: tuple[Limit, ...] = ALL, **more: Any) -> dict[str, Verdict]:
+    return {verdict.name: verdict for verdict in judge(wanted, tally, tally, **more)}
+
+
+def letters(tally: Tally) -> str:
+    marks = {Status.PASS: "p", Status.INCONCLUSIVE: "i", Status.FAIL: "f", Status.ERROR: "e"}
+    return "".join(marks[verdict.status] for verdict in judge(ALL, tally, tally))
+
+
 class TestLimits:
-    def test_every_guard_becomes_a_limit(self) -> None:
-        assert limits_of(ALL) == Limits(max_error_rate=0.02, max_latency_ms=100, max_shift=0.05, max_disagreement=0.1)
+    def test_every_guard_becomes_limits(self) -> None:
+        found = limits(*LIVE, PAIRED, AUC, REVENUE)
+        assert [(limit.name, limit.signal, limit.bound, limit.reach, limit.least) for limit in found] == [
+            ("error_rate", "errors", 0.02, None, 0),
+            ("latency_p99", "slow", 0.01, None, 0),
+            ("fallback_rate", "fallbacks", 0.05, None, 0),
+            ("prediction_shift", "difference", 0.05, 2, -1),
+            ("prediction_disagreement", "absolute", 0.1, 1, 0),
+            ("disagreement", "flips", 0.1, 1, 0),
+            ("paired_loss_brier", "late", 0.01, 2, -1),
+            ("label_roc_auc", "late", 0.02, None, 0),
+            ("business_revenue", "late", 0.5, 20, -10),
+        ]
+        assert slow_limits(found) == {"latency_p99": 100}
 
-    def test_of_two_guards_the_stricter_bound_and_the_larger_minimum_hold(self) -> None:
-        limits = limits_of(
-            [
-                ErrorRateGuard(kind="error_rate", max=0.05, min_requests=10),
-                ErrorRateGuard(kind="error_rate", max=0.01, min_requests=300),
-                PredictionShiftGuard(kind="prediction_shift", max_mean=1, min_requests=70),
-            ]
+    def test_the_budget_is_split_evenly_and_the_steps_are_those_with_traffic(self) -> None:
+        found = limits(*LIVE, false_rollback_budget=0.06)
+        assert [limit.alpha for limit in found] == pytest.approx([0.01] * 6)
+        assert {limit.steps for limit in found} == {5}
+        assert limits(ERRORS, rollout={"plan": "shadow_only"})[0].steps == 1
+        assert limits(ERRORS, rollout={"plan": "blue_green", "shadow": None})[0].steps == 1
+
+    def test_latency_has_a_limit_for_each_quantile(self) -> None:
+        found = limits({"kind": "latency", "max_p50_ms": 10, "max_p95_ms": 50, "max_p99_ms": 80})
+        assert [(limit.name, limit.bound, limit.over_ms) for limit in found] == [
+            ("latency_p50", 0.5, 10),
+            ("latency_p95", 0.05, 50),
+            ("latency_p99", 0.01, 80),
+        ]
+
+    def test_of_two_guards_of_a_kind_the_stricter_bound_and_the_larger_minimum_hold(self) -> None:
+        found = limits(
+            {"kind": "error_rate", "max": 0.05, "min_requests": 10},
+            {"kind": "error_rate", "max": 0.01, "min_requests": 300},
+            {"kind": "latency", "max_p99_ms": 80, "min_requests": 500},
+            {"kind": "latency", "max_p99_ms": 90},
         )
-        assert (limits.max_error_rate, limits.min_requests, limits.min_pairs) == (0.01, 300, 70)
-        assert limits.max_latency_ms is None
-        assert limits.max_disagreement is None
+        assert [(limit.bound, limit.minimum, limit.over_ms) for limit in found] == [
+            (0.01, 300, None),
+            (0.01, 500, 80),
+        ]
 
-    def test_no_guard_ejects_nothing(self) -> None:
-        assert breach(limits_of([]), counted(timeouts=500)) is None
+    def test_bounds_that_cannot_be_compared_are_limits_of_their_own(self) -> None:
+        spec = spec_of(AUC, {"kind": "label_metric", "metric": "roc_auc", "min": 0.7})
+        assert [(limit.name, limit.bound) for _, limit in guarded(spec)] == [
+            ("label_roc_auc", 0.02),
+            ("label_roc_auc_min", pytest.approx(0.3)),
+        ]
+        assert [guard for guard, _ in guarded(spec)] == list(spec.guards)
+
+    @pytest.mark.parametrize(
+        ("task", "guard", "bound", "reach", "least", "batch"),
+        [
+            ("classification", {"metric": "accuracy", "min": 0.8}, 0.2, 1, 0, 1),
+            ("classification", {"metric": "accuracy", "margin": 0.05}, 0.05, 2, -1, 1),
+            ("classification", {"metric": "brier", "max": 0.2}, 0.2, 1, 0, 1),
+            ("classification", {"metric": "log_loss", "max": 0.5}, 0.5, None, 0, 1),
+            ("classification", {"metric": "roc_auc", "min": 0.7}, 0.3, None, 0, LABEL_BATCH),
+            ("regression", {"metric": "rmse", "max": 3.0}, 9, None, 0, 1),
+            ("regression", {"metric": "rmse", "margin": 0.5}, 0.5, None, 0, LABEL_BATCH),
+            ("regression", {"metric": "mae", "margin": 0.5}, 0.5, None, 0, 1),
+        ],
+    )
+    def test_label_metrics(
+        self, task: str, guard: dict[str, Any], bound: float, reach: float | None, least: float, batch: int
+    ) -> None:
+        (limit,) = limits({"kind": "label_metric", **guard}, task=task)
+        assert limit.bound == pytest.approx(bound)
+        assert (limit.reach, limit.least, limit.batch) == (reach, least, batch)
+
+    @pytest.mark.parametrize(("metric", "side"), [("brier", "min"), ("roc_auc", "max")])
+    def test_a_bound_on_the_good_side_is_refused(self, metric: str, side: str) -> None:
+        with pytest.raises(ValueError, match=f"a {side} of .* bounds nothing bad"):
+            limits({"kind": "label_metric", "metric": metric, side: 0.5})
+
+    @pytest.mark.parametrize(
+        ("guard", "bound", "least"), [({"min": 2}, -2, -10), ({"max": 8}, 8, 1), ({"max_drop": 1}, 1, -9)]
+    )
+    def test_business_metrics(self, guard: dict[str, float], bound: float, least: float) -> None:
+        (limit,) = limits({"kind": "business_metric", "name": "revenue", "range": (1, 10), **guard})
+        assert (limit.bound, limit.least) == (bound, least)
+        assert limit.reach == (18 if "max_drop" in guard else 9)
+
+    def test_differences_of_a_regression_have_no_known_range(self) -> None:
+        assert [limit.reach for limit in limits(SHIFT, task="regression")] == [None, None]
+
+    def test_no_limit_ejects_nothing(self) -> None:
+        tally = counted(timeouts=500)
+        assert breach((), tally, tally) is None
+        assert breach(limits(PAIRED), tally, tally) is None
 
 
 class TestJudgements:
     @pytest.mark.parametrize(
         ("tally", "statuses"),
         [
-            (counted(), "iiii"),
-            (counted(good=49, pairs=99), "iiii"),
-            (counted(good=50, pairs=100), "pppp"),
-            (counted(good=49, bad=1, pairs=100), "pppp"),
-            (counted(good=30, bad=20, pairs=100), "fppp"),
-            (counted(good=30, timeouts=20, pairs=100), "fppp"),
-            (counted(good=40, slow=10, pairs=100), "pfpp"),
-            (counted(good=50, pairs=100, shift=0.08), "ppfp"),
-            (counted(good=50, pairs=100, shift=-0.08), "ppfp"),
-            (counted(good=50, pairs=100, shift=-0.2), "ppff"),
-            (counted(good=50, pairs=0), "ppii"),
-            (counted(good=0, bad=50), "fpii"),
+            (counted(), "iiiiii"),
+            (counted(good=49, pairs=49), "iiiiii"),
+            (counted(good=50, pairs=50), "pppppp"),
+            (counted(good=49, bad=1, pairs=50), "pppppp"),
+            (counted(good=30, bad=20, pairs=50), "fppppp"),
+            (counted(bad=6), "fiiiii"),
+            (counted(good=30, timeouts=20, pairs=50), "fppppp"),
+            (counted(good=40, slow=10, pairs=50), "pfpppp"),
+            (counted(good=50, replaced=20, pairs=50), "ppfppp"),
+            (counted(good=50, pairs=500, shift=0.08), "pppfpp"),
+            (counted(good=50, pairs=500, shift=-0.08), "pppfpp"),
+            (counted(good=50, pairs=500, shift=-0.2), "pppffp"),
+            (counted(good=50, pairs=60, flips=30), "pppppf"),
+            (counted(good=50, pairs=0), "pppiii"),
         ],
     )
     def test_table(self, tally: Tally, statuses: str) -> None:
-        letters = {Status.PASS: "p", Status.INCONCLUSIVE: "i", Status.FAIL: "f", Status.ERROR: "e"}
-        assert "".join(letters[verdict.status] for verdict in judge_guards(ALL, tally, None)) == statuses
+        assert letters(tally) == statuses
 
     def test_a_failure_is_told_with_its_numbers(self) -> None:
-        errors, latency, shift, disagreement = judge_guards(
-            ALL, counted(good=20, bad=10, timeouts=10, slow=20, pairs=120, shift=0.3), counted(good=60)
-        )
+        champion = counted(good=60)
+        found = judged(counted(good=20, bad=10, timeouts=10, slow=20, pairs=120, shift=0.5), champion=champion)
+        errors, latency, shift = found["error_rate"], found["latency_p99"], found["prediction_shift"]
         assert "failed 20 of 60 requests (33.3%), 10 of them by running out of time" in errors.reason
         assert "allows 2%" in errors.reason
         assert errors.low is not None
         assert errors.low > errors.threshold == 0.02
         assert errors.estimate == pytest.approx(1 / 3)
-        assert "20 of 60 requests (33.3%) took the candidate longer than 100 ms" in latency.reason
-        assert "champion's p99 in the same time was at most 5.38 ms" in latency.reason
-        assert latency.low is not None
-        assert latency.low > 0.01
-        assert "0.3 above the champion's in the mean" in shift.reason
+        assert "longer than 100 ms for 20 of 60 requests (33.3%)" in latency.reason
+        assert "champion's was at most 5.38 ms in the same time" in latency.reason
+        assert latency.details["quantile_ms"] == pytest.approx(108, rel=0.1)
+        assert "0.5 above the champion's in the mean" in shift.reason
         assert shift.low is not None
         assert shift.low > 0.05
-        assert "differ from the champion's by 0.3 in the mean" in disagreement.reason
-        assert disagreement.n == 120
+        assert "differ from the champion's by 0.5 in the mean" in found["prediction_disagreement"].reason
+        assert shift.n == 120
 
-    def test_the_slow_are_only_those_that_surely_were(self) -> None:
-        tally = Tally()
-        for _ in range(500):
-            tally.answered(101)  # in the bucket that holds the bound of 100 ms
-        assert judge_guards([LATENCY], tally, None)[0].status is Status.PASS
+    def test_a_latency_just_over_the_bound_is_slow(self) -> None:
+        assert letters(counted(slow=500))[1] == "f"
 
     def test_no_guard_is_no_verdict_and_no_pass(self) -> None:
-        assert fold(judge_guards([], counted(good=500), None)) is Status.INCONCLUSIVE
+        tally = counted(good=500)
+        assert fold(judge((), tally, tally)) is Status.INCONCLUSIVE
 
-    def test_a_minimum_under_the_asymptotic_one_waits_for_that(self) -> None:
-        guard = PredictionShiftGuard(kind="prediction_shift", max_mean=0.05, min_requests=1)
-        (verdict,) = judge_guards([guard], counted(pairs=ASYMPTOTIC_MINIMUM - 1, shift=0.4), None)
-        assert verdict.status is Status.INCONCLUSIVE
-        assert breach(limits_of([guard]), counted(pairs=ASYMPTOTIC_MINIMUM - 1, shift=0.4)) is None
-        assert breach(limits_of([guard]), counted(pairs=ASYMPTOTIC_MINIMUM, shift=0.4)) is not None
+    def test_without_a_known_range_a_minimum_under_the_asymptotic_one_waits_for_that(self) -> None:
+        wanted = limits({"kind": "prediction_shift", "max_mean": 0.05, "min_requests": 1}, task="regression")
+        few, enough = (counted(pairs=pairs, shift=0.4) for pairs in (ASYMPTOTIC_MINIMUM - 1, ASYMPTOTIC_MINIMUM))
+        assert judged(few, wanted)["prediction_shift"].status is Status.INCONCLUSIVE
+        assert breach(wanted, few, few) is None
+        assert judged(enough, wanted)["prediction_shift"].status is Status.FAIL
+        assert breach(wanted, enough, enough) is not None
+
+    def test_a_breach_needs_no_minimum(self) -> None:
+        wanted = limits({"kind": "error_rate", "max": 0.02, "min_requests": 10_000})
+        tally = counted(bad=8)
+        assert breach(wanted, tally, tally) is not None
+        assert judged(tally, wanted)["error_rate"].status is Status.FAIL
+
+    def test_what_goes_bad_in_a_later_step_is_found_by_that_steps_sums(self) -> None:
+        fresh = counted(good=150, bad=20)
+        total = fresh + counted(good=20_000, bad=20)
+        assert breach(ALL[:1], total, total) is None
+        reason = breach(ALL[:1], total, fresh)
+        assert reason is not None
+        assert reason.startswith("in this step the candidate failed 20 of 170 requests")
+        verdict = judge(ALL[:1], total, fresh)[0]
+        assert (verdict.status, verdict.reason, verdict.n) == (Status.FAIL, reason, 170)
+
+
+def late(*, labelled: int = 700, due: int = 900, **observations: Sums) -> LateEvidence:
+    return LateEvidence(until=NOW, answers=1000, due=due, labelled=labelled, observations=observations)
+
+
+def stream(n: int, mean: float, spread: float = 0.1, seed: int = 5) -> Sums:
+    values = np.random.default_rng(seed).normal(mean, spread, n).clip(-1, 1)
+    values += mean - values.mean()
+    return Sums(n=n, total=float(values.sum()), squares=float((values**2).sum()))
+
+
+class TestLateLimits:
+    wanted = limits(PAIRED, AUC, REVENUE)
+
+    def test_the_gateway_does_not_look_at_them(self) -> None:
+        assert breach(self.wanted, Tally(), Tally()) is None
+
+    def test_without_evidence_nothing_is_known(self) -> None:
+        for verdict in judge(self.wanted, Tally(), Tally()):
+            assert verdict.status is Status.INCONCLUSIVE
+            assert verdict.details["label_share"] is None
+
+    @pytest.mark.parametrize(
+        ("name", "sums", "status"),
+        [
+            ("paired_loss_brier", Sums(), Status.INCONCLUSIVE),
+            ("paired_loss_brier", stream(49, 0.0), Status.INCONCLUSIVE),
+            ("paired_loss_brier", stream(50, 0.0), Status.PASS),
+            ("paired_loss_brier", stream(2000, 0.05), Status.FAIL),
+            ("paired_loss_brier", stream(2000, -0.05), Status.PASS),
+            ("label_roc_auc", stream(4, 0.1, 0.02), Status.INCONCLUSIVE),
+            ("label_roc_auc", stream(5, 0.0, 0.02), Status.PASS),
+            ("label_roc_auc", stream(10, 0.1, 0.02), Status.FAIL),
+            ("business_revenue", stream(60, 0.4, 0.2), Status.PASS),
+            ("business_revenue", stream(300, 0.99, 0.01), Status.FAIL),
+        ],
+    )
+    def test_table(self, name: str, sums: Sums, status: Status) -> None:
+        # Outcomes are worth up to 10: here a stream counts in tens of them.
+        scale = 10 if name == "business_revenue" and status is Status.FAIL else 1
+        sums = Sums(n=sums.n, total=sums.total * scale, squares=sums.squares * scale**2)
+        (verdict,) = (v for v in judge(self.wanted, Tally(), Tally(), late=late(**{name: sums})) if v.name == name)
+        assert verdict.status is status
+        assert verdict.details == {"answers": 1000, "due": 900, "labelled": 700, "label_share": pytest.approx(7 / 9)}
+        assert "labels have come for 700 of the 900 answers whose label is due (77.8%)" in verdict.reason
+
+    def test_labels_that_are_not_due_yet(self) -> None:
+        for verdict in judge(self.wanted, Tally(), Tally(), late=late(due=0, labelled=0)):
+            assert verdict.status is Status.INCONCLUSIVE
+            assert "none of the 1000 answers is old enough" in verdict.reason
+
+    def test_a_failure_names_the_loss(self) -> None:
+        evidence = late(paired_loss_brier=stream(2000, 0.05))
+        verdict = judge(limits(PAIRED), Tally(), Tally(), late=evidence)[0]
+        assert "the candidate's Brier score minus the champion's is 0.05 in the mean" in verdict.reason
+        assert verdict.low is not None
+        assert verdict.low > 0.01
+
+    @pytest.mark.parametrize(
+        "evidence",
+        [
+            late(paired_loss_brier=Sums(n=60, total=math.nan, squares=1)),
+            late(paired_loss_brier=Sums(n=60, total=1, squares=math.inf)),
+            late(paired_loss_brier=Sums(n=-1, total=0, squares=0)),
+            late(paired_loss_brier=Sums(n=60, total=90, squares=150)),
+            late(paired_loss_brier=Sums(n=60, total=30, squares=1)),
+            late(paired_loss_brier=stream(60, 0.0), labelled=901),
+        ],
+    )
+    def test_what_cannot_be_true_is_an_error(self, evidence: LateEvidence) -> None:
+        assert judge(limits(PAIRED), Tally(), Tally(), late=evidence)[0].status is Status.ERROR
 
 
 class TestNoEvidenceIsNeverAPass:
-    @pytest.mark.parametrize("field", ["difference", "difference_squared", "absolute"])
+    @pytest.mark.parametrize("name", ["difference", "absolute", "flips"])
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_sums_that_are_not_finite(self, field: str, value: float) -> None:
-        tally = counted(good=80, pairs=120).model_copy(update={field: value})
-        verdicts = judge_guards(ALL, tally, None)
-        assert {verdict.status for verdict in verdicts} == {Status.ERROR}
-        assert "NaN or infinite" in verdicts[0].reason
-        reason = breach(limits_of([SHIFT]), tally)
-        assert reason is not None
-        assert "NaN or infinite" in reason
+    def test_sums_that_are_not_finite(self, name: str, value: float) -> None:
+        tally = counted(good=80, pairs=120)
+        getattr(tally, name).add(value)
+        failed = [verdict for verdict in judge(ALL, tally, tally) if verdict.status is Status.ERROR]
+        assert len(failed) == 1
+        assert "NaN or infinite" in failed[0].reason
+        assert breach(ALL, tally, tally) == failed[0].reason
 
     @pytest.mark.parametrize(
-        "changes",
-        [{"errors": 101}, {"errors": -1}, {"requests": -5}, {"latency": [100, -1, *[0] * (BUCKETS - 2)]}],
+        ("limit", "changes"),
+        [
+            ("error_rate", {"errors": 101}),
+            ("error_rate", {"errors": -1}),
+            ("fallback_rate", {"fallbacks": 101}),
+            ("latency_p99", {"slow": {"latency_p99": 101}}),
+            ("latency_p99", {"slow": {"latency_p99": -1}}),
+            ("prediction_disagreement", {"absolute": Sums(n=50, total=-1, squares=1)}),
+            ("prediction_disagreement", {"absolute": Sums(n=50, total=51, squares=60)}),
+            ("prediction_shift", {"difference": Sums(n=50, total=40, squares=1)}),
+            ("disagreement", {"flips": Sums(n=50, total=60, squares=60)}),
+        ],
     )
-    def test_counts_that_cannot_be_true(self, changes: dict[str, Any]) -> None:
+    def test_counts_and_sums_that_cannot_be_true(self, limit: str, changes: dict[str, Any]) -> None:
         tally = counted(good=100, pairs=60).model_copy(update=changes)
-        assert {verdict.status for verdict in judge_guards(ALL, tally, None)} == {Status.ERROR}
-
-    def test_a_bound_that_the_buckets_cannot_tell(self) -> None:
-        guard = LatencyGuard(kind="latency", max_p99_ms=20_000)
-        (verdict,) = judge_guards([guard], counted(good=100), None)
+        verdict = judged(tally)[limit]
         assert verdict.status is Status.ERROR
-        assert "choose a lower bound" in verdict.reason
+        assert "cannot" in verdict.reason
+        assert breach(ALL, tally, tally) == verdict.reason
 
-    def test_latencies_missing(self) -> None:
-        (verdict,) = judge_guards([LATENCY], Tally(requests=100), None)
-        assert verdict.status is Status.INCONCLUSIVE
+    def test_nothing_negative_passes(self) -> None:
+        tally = counted(good=100, pairs=60).model_copy(update={"requests": -5})
+        assert {verdict.status for verdict in judge(ALL[:3], tally, tally)} == {Status.ERROR}
+        assert breach(ALL, tally, tally) is not None
+
+
+def summed(requests: int, errors: float, slow: float, mean: float, spread: float) -> Tally:
+    """The sums of any number of requests, without counting them one by one."""
+
+    def sums(value: float) -> Sums:
+        return Sums(n=requests, total=requests * value, squares=requests * (value * value + spread * spread))
+
+    return Tally(
+        requests=requests,
+        errors=int(requests * errors),
+        latency=[0] * 20 + [requests] + [0] * (BUCKETS - 21),
+        slow={"latency_p99": int(requests * slow)},
+        difference=sums(mean),
+        absolute=sums(max(abs(mean), spread * 0.8)),
+    )
 
 
 tallies = st.builds(
@@ -159,88 +390,113 @@ tallies = st.builds(
     timeouts=st.integers(0, 20),
     pairs=st.integers(0, 200),
     shift=st.floats(-0.3, 0.3),
+    flips=st.integers(0, 40),
 )
-
-
-def summed(requests: int, error_rate: float, slow_rate: float, mean: float, spread: float) -> Tally:
-    """The sums of any number of requests, without counting them one by one."""
-    slow = int(requests * slow_rate)
-    return Tally(
-        requests=requests,
-        errors=int(requests * error_rate),
-        latency=[0] * 20 + [requests - slow] + [0] * (BUCKETS - 22) + [slow],
-        paired=requests,
-        difference=requests * mean,
-        difference_squared=requests * (mean * mean + spread * spread),
-        absolute=requests * max(abs(mean), spread * 0.8),
-    )
-
-
 large = st.builds(
     summed,
     requests=st.integers(0, 100_000),
-    error_rate=st.floats(0, 0.06),
-    slow_rate=st.floats(0, 0.04),
+    errors=st.floats(0, 0.06),
+    slow=st.floats(0, 0.04),
     mean=st.floats(-0.1, 0.1),
     spread=st.floats(0, 0.3),
 )
 
 
-@given(st.one_of(tallies, large))
-def test_the_gateway_ejects_exactly_what_the_control_plane_fails(tally: Tally) -> None:
-    failed = [verdict.reason for verdict in judge_guards(ALL, tally, None) if verdict.status is Status.FAIL]
-    reason = breach(limits_of(ALL), tally)
+@given(st.one_of(tallies, large), st.one_of(tallies, large))
+def test_the_gateway_ejects_exactly_what_the_control_plane_fails(before: Tally, step: Tally) -> None:
+    total = before + step
+    failed = [v.reason for v in judge(ALL, total, step) if v.status in (Status.FAIL, Status.ERROR)]
+    reason = breach(ALL, total, step)
     assert (reason is None) == (not failed)
     if reason is not None:
         assert reason in failed
 
 
+@given(st.one_of(tallies, large))
+def test_an_interval_lies_beyond_the_bound_just_when_the_limit_is_broken(tally: Tally) -> None:
+    for limit, verdict in zip(ALL, judge(ALL, tally, tally), strict=True):
+        low = -math.inf if verdict.low is None else verdict.low
+        high = math.inf if verdict.high is None else verdict.high
+        beyond = low > limit.bound or (limit.signal == "difference" and high < -limit.bound)
+        near = min(abs(low - limit.bound), abs(high + limit.bound)) < 1e-6
+        assert near or beyond == (verdict.status is Status.FAIL)
+
+
 @pytest.mark.parametrize("excess", [1.3, 2.0, 10.0])
 def test_with_enough_requests_every_excess_is_found(excess: float) -> None:
     for tally in (summed(50_000, 0.02 * excess, 0, 0, 0), summed(50_000, 0, 0.01 * excess, 0, 0)):
-        assert breach(limits_of([ERRORS, LATENCY]), tally) is not None
+        assert breach(ALL[:2], tally, tally) is not None
     for mean in (0.05 * excess, -0.05 * excess):
-        assert breach(limits_of([SHIFT]), summed(50_000, 0, 0, mean, 0.1)) is not None
+        tally = summed(50_000, 0, 0, mean, 0.1)
+        assert breach(limits(SHIFT)[:1], tally, tally) is not None
+        assert breach(limits(SHIFT, task="regression")[:1], tally, tally) is not None
 
 
 def test_at_the_bound_nothing_is_found_however_many_the_requests() -> None:
-    assert breach(limits_of(ALL), summed(1_000_000, 0.02, 0.01, 0.05, 0.1)) is None
+    tally = summed(1_000_000, 0.02, 0.01, 0.05, 0.1)
+    assert breach(ALL, tally, tally) is None
 
 
 @given(tallies)
 def test_verdicts_survive_json_and_pass_only_with_their_sample(tally: Tally) -> None:
-    for verdict, needed in zip(
-        judge_guards(ALL, tally, tally), (50, 50, ASYMPTOTIC_MINIMUM, ASYMPTOTIC_MINIMUM), strict=True
-    ):
+    for verdict in judge(ALL, tally, tally, champion=tally):
         assert type(verdict).model_validate_json(verdict.model_dump_json()) == verdict
         if verdict.passed:
             assert verdict.n is not None
-            assert verdict.n >= needed
+            assert verdict.n >= 50
 
 
-def test_a_healthy_candidate_costs_little_to_look_at() -> None:
-    """Called after each candidate request: the best of several rounds, because the machine is shared."""
-    tally, limits = counted(good=990, bad=10, pairs=1000, shift=0.01), limits_of(ALL)
-    rounds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(200):
-            breach(limits, tally)
-        rounds.append((time.perf_counter() - start) / 200)
-    assert min(rounds) < 10e-6
+def test_a_healthy_candidate_is_not_tested_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called after each candidate request: while the averages keep their bounds no logarithm is taken."""
+    from airlock.core import guards
+
+    def never(*_: object, **__: object) -> float:
+        raise AssertionError("the test was computed although the average keeps the bound")
+
+    monkeypatch.setattr(guards, "rate_log_e_value", never)
+    monkeypatch.setattr(guards, "mean_log_e_value", never)
+    tally = counted(good=990, bad=10, pairs=1000, shift=0.01)
+    assert breach(ALL, tally, tally) is None
 
 
 def test_a_candidate_that_fails_one_in_five_is_ejected_at_once() -> None:
-    """Requests until ejection over 300 runs (seed 11): the minimum sample nearly always suffices."""
-    limits, needed = limits_of(ALL), []
+    """Requests until ejection over 300 runs (seed 11)."""
+    needed = []
     for seed in range(300):
         rng, tally = random.Random(1100 + seed), Tally()  # noqa: S311 - a simulation
-        while breach(limits, tally) is None:
+        while breach(ALL, tally, tally) is None:
             if rng.random() < 0.2:
                 tally.failed(5)
             else:
                 tally.answered(5)
             assert tally.requests < 200
         needed.append(tally.requests)
-    assert sorted(needed)[150] <= 52
+    assert sorted(needed)[150] <= 40
     assert sorted(needed)[285] <= 80
+
+
+@pytest.mark.slow
+def test_a_candidate_that_sits_on_every_bound_is_rarely_ejected() -> None:
+    """Four limits at once through the gateway's door: 500 runs of 400 requests, a budget of 0.01, seed 25."""
+    rng, wanted = np.random.default_rng(25), limits(ERRORS, LATENCY, SHIFT)
+    allowed, ejected = slow_limits(wanted), 0
+    for _ in range(500):
+        failed, slow = rng.random(400) < 0.02, rng.random(400) < 0.01
+        differences = np.where(rng.random(400) < 0.75, 0.1, -0.1)
+        total, step = Tally(), Tally()
+        for index in range(400):
+            if index % 100 == 0:
+                step = Tally()
+            for tally in (total, step):
+                (tally.failed if failed[index] else tally.answered)(200.0 if slow[index] else 5.0, allowed)
+                tally.compared([differences[index] * 0.999], 0)
+            if breach(wanted, total, step):
+                ejected += 1
+                break
+    assert ejected / 500 <= 0.01
+
+
+def test_a_guard_is_what_the_spec_says() -> None:
+    guard, limit = guarded(spec_of(ERRORS))[0]
+    assert guard == ErrorRateGuard(kind="error_rate", max=0.02)
+    assert (limit.bound, limit.alpha) == (0.02, 0.01)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airlock.core.tally import BUCKETS, Tally, bucket, upper_ms
+from airlock.core.tally import BUCKETS, LateEvidence, Sums, Tally, bucket, upper_ms
 from airlock.core.verdict import Status, Verdict, fold
 
 
@@ -71,30 +72,55 @@ class TestTally:
         tally.answered(3)
         tally.failed(4)
         tally.failed(300, timeout=True)
-        tally.compared(0.7, 0.5)
-        tally.compared(0.4, 0.5)
-        assert (tally.requests, tally.errors, tally.timeouts, tally.paired) == (3, 2, 1, 2)
+        tally.compared([0.2], 0)
+        tally.compared([-0.1, 0.3, -0.5], 2)
+        assert (tally.requests, tally.errors, tally.timeouts) == (3, 2, 1)
         assert sum(tally.latency) == 3
-        assert (tally.difference, tally.difference_squared, tally.absolute) == pytest.approx((0.1, 0.05, 0.3))
+        assert tally.difference.model_dump() == pytest.approx({"n": 2, "total": 0.1, "squares": 0.05})
+        assert tally.absolute.model_dump() == pytest.approx({"n": 2, "total": 0.5, "squares": 0.13})
+        assert tally.flips.model_dump() == pytest.approx({"n": 2, "total": 2 / 3, "squares": 4 / 9})
+
+    def test_slow_is_what_took_longer_than_allowed_whether_it_failed_or_not(self) -> None:
+        tally, allowed = Tally(), {"latency_p50": 10.0, "latency_p99": 100.0}
+        for latency in (5, 10, 11, 100):
+            tally.answered(latency, allowed)
+        tally.failed(101, allowed)
+        assert tally.slow == {"latency_p50": 3, "latency_p99": 1}
 
     @given(latencies, latencies)
     def test_two_tallies_add_up_to_one_of_everything(self, one: list[float], two: list[float]) -> None:
         def tally(values: list[float]) -> Tally:
-            counted = Tally()
+            counted, allowed = Tally(), {"latency_p99": 100.0}
             for index, value in enumerate(values):
-                counted.failed(value, timeout=index % 3 == 0) if index % 2 else counted.answered(value)
-                counted.compared(value, 1)
+                if index % 2:
+                    counted.failed(value, allowed, timeout=index % 3 == 0)
+                else:
+                    counted.answered(value, allowed)
+                counted.compared([value - 1], index % 2)
             return counted
 
-        whole, parts = tally(one).model_dump(), (tally(one) + Tally()).model_dump()
-        assert parts == whole
-        both = tally(one) + tally(two)
-        assert both.requests == len(one) + len(two)
-        assert sum(both.latency) == both.requests
-        assert both.difference == pytest.approx(sum(one) + sum(two) - both.requests, abs=1e-6)
+        assert (tally(one) + Tally()).model_dump() == tally(one).model_dump()
+        both, whole = (tally(one) + tally(two)), tally(one + two)
+        assert both.requests == whole.requests
+        assert both.latency == whole.latency
+        assert both.slow == whole.slow
+        assert both.difference.model_dump() == pytest.approx(whole.difference.model_dump())
+        assert both.absolute.model_dump() == pytest.approx(whole.absolute.model_dump())
         assert Tally.model_validate_json(both.model_dump_json()) == both
 
     def test_two_tallies_share_nothing(self) -> None:
         first, second = Tally(), Tally()
         first.answered(1)
         assert sum(second.latency) == 0
+
+    def test_a_mean_of_nothing_is_not_known(self) -> None:
+        sums = Sums()
+        assert sums.mean is None
+        sums.add(3)
+        assert sums.mean == 3
+
+
+def test_the_share_of_labels_counts_those_that_are_due() -> None:
+    evidence = LateEvidence(until=datetime(2026, 1, 2, tzinfo=UTC), answers=100, due=40, labelled=30)
+    assert evidence.share == 0.75
+    assert evidence.model_copy(update={"due": 0}).share is None
