@@ -215,7 +215,7 @@ def _draw_traffic(record: ReleaseRecord, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 2.6), layout="tight")
-    axes = figure.subplots()
+    axes: Any = figure.subplots()  # dates are what its stubs do not know
     times = [entry.at for entry in record.traffic]
     shares = [100.0 if entry.champion == record.version else entry.share for entry in record.traffic]
     if times:
