@@ -18,6 +18,7 @@ from airlock.control import ReleaseControl
 from airlock.core.bundle import sha256
 from airlock.core.refs import BentoRef
 from airlock.core.release import Phase
+from airlock.core.tally import GatewayStatus, Tally
 from airlock.ledger import Ledger
 from airlock.settings import Settings
 from airlock.steps import labels
@@ -88,6 +89,26 @@ def answer(control: ReleaseControl, units: int, *, gain: float) -> Path:
     return file
 
 
+def seen(control: ReleaseControl) -> GatewayStatus:
+    """What a gateway says that follows the newest route, after a thousand good answers of each version."""
+    route = control.ledger.route(MODEL)
+    assert route is not None
+    tally = Tally(requests=1_000)
+    tallies = {version: {"served": tally} for version in ("1", "2")}
+    return GatewayStatus(
+        model=MODEL, generation=route.generation, checksum=route.checksum, release=route.release,
+        rollout_step=route.step, champion="1", candidate="2", share=route.share, loaded=("1", "2"), since=BEGAN,
+        observed_s=3_600, step=tallies, total=tallies,
+    )  # fmt: skip
+
+
+def test_the_traffic_stays_until_it_is_concluded(testing: ReleaseControl) -> None:
+    release = testing.current()
+    assert release is not None
+    decision = testing.observe(release.id, seen(testing))
+    assert (decision.action, decision.reason) == ("wait", "the experiment is not concluded")
+
+
 def test_what_is_handed_in_is_judged_and_concluded(testing: ReleaseControl) -> None:
     file = answer(testing, 2_000, gain=0.8)
     handed_in = run("deliver", "outcomes", MODEL, str(file), "--json")
@@ -108,17 +129,19 @@ def test_what_is_handed_in_is_judged_and_concluded(testing: ReleaseControl) -> N
     entry = testing.ledger.timeline(MODEL)[-1]
     assert entry.event == "promote_now"
     assert "the candidate is better" in entry.reason
+    assert testing.observe(release.id, seen(testing)).action == "advance"
+    assert testing.promote(release.id).phase is Phase.PROMOTED
     kept = [verdict for step, verdict in testing.ledger.verdicts(release.id) if step == "conclusion"]
     assert [v.name for v in kept if v.passed][-1] == "primary spent"
 
 
 def test_a_worse_candidate_is_taken_back(testing: ReleaseControl) -> None:
     run("deliver", "outcomes", MODEL, str(answer(testing, 2_000, gain=-0.8)))
-    concluded = run("experiment", "conclude", MODEL, "--reason", "as planned")
+    concluded = run("experiment", "conclude", MODEL, "--reason", "as planned", "--actor", "cleo")
     assert concluded.exit_code == 0, concluded.output
     assert "the champion is kept" in concluded.output
     entry = testing.ledger.timeline(MODEL)[-1]
-    assert (entry.event, entry.phase) == ("abort", "aborted")
+    assert (entry.event, entry.phase, entry.actor) == ("abort", "aborted", "cleo")
     assert entry.reason.startswith("as planned: keep the champion. spent: the candidate is worse")
     again = run("experiment", "conclude", MODEL)
     assert again.exit_code == 1

@@ -15,7 +15,7 @@ from airlock.core.experiment_plan import Baseline
 from airlock.core.verdict import Status
 from airlock.settings import Settings
 from airlock.steps import experiment, labels
-from airlock.steps.experiment_evidence import Gathered, gather, past
+from airlock.steps.experiment_evidence import Gathered, baselines, gather, units_per_day
 from tests.support.experiment_world import (
     BEGAN,
     LATER,
@@ -250,10 +250,19 @@ def test_a_plan_reads_variance_and_traffic_from_what_was_seen(here: Settings) ->
     assert found.outcomes[0].mean == pytest.approx(10.0, abs=0.1)
     assert found.outcomes[0].sd == pytest.approx(1.0, abs=0.1)
     assert found.days == pytest.approx(found.units / 1_440, rel=0.01)
-    given = experiment.plan(SPEC, here, now=BEGAN, primary=Baseline(5.0, 2.0), units_per_day=100.0)
+    given = experiment.plan(SPEC, here, now=BEGAN, primary=Baseline(5.0, 2.0), per_day=100.0)
     assert (given.outcomes[0].mean, given.units_per_day) == (5.0, 100.0)
     reduced = experiment.plan(SPEC, here, now=BEGAN, primary=Baseline(5.0, 2.0), correlation=0.5)
     assert reduced.units == pytest.approx(given.units * 0.75, abs=2)
+
+
+def test_traffic_is_all_units_and_variance_the_champions(here: Settings) -> None:
+    rows = log_rows(1_440)
+    write_rows(here, rows)
+    deliver(here, "spent", values_of(rows, gain=1_000))
+    found = experiment.plan(SPEC, here, now=UNTIL)
+    assert found.units_per_day == pytest.approx(1_440, rel=0.01)
+    assert found.outcomes[0].sd == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_covariate_is_planned_with_as_far_as_it_was_known_before(here: Settings) -> None:
@@ -272,7 +281,8 @@ def test_a_plan_of_nothing_says_what_to_give(here: Settings) -> None:
     with pytest.raises(DataInvalid, match="give its mean"):
         experiment.plan(SPEC, here, now=NOW)
     assert SPEC.experiment is not None
-    assert past(here, MODEL, SPEC.experiment, until=NOW) == ({}, None)
+    assert baselines(here, MODEL, SPEC.experiment, until=NOW) == {}
+    assert units_per_day(here, MODEL, SPEC.experiment, until=NOW) is None
 
 
 def test_what_an_experiment_shows_does_not_change_its_plan(here: Settings) -> None:

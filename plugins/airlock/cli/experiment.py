@@ -53,7 +53,7 @@ def plan(
             here,
             now=datetime.now(UTC),
             primary=_baseline(baseline_mean, baseline_sd),
-            units_per_day=units_per_day,
+            per_day=units_per_day,
             correlation=correlation,
         )
         if as_json:
@@ -89,6 +89,9 @@ def conclude(
     promote: Annotated[bool, typer.Option("--promote", help="Promote the candidate, whatever was found.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the champion, whatever was found.")] = False,
     reason: Annotated[str, typer.Option(help="Why; kept in the ledger. Needed with --promote and --keep.")] = "",
+    actor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who concludes it; kept too.", show_default="your user name")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """End the experiment that runs: as was found, or as somebody decides. Guards still hold a promotion back."""
@@ -112,7 +115,7 @@ def conclude(
             ledger.release(found.release), found.conclusion.verdicts, step="conclusion", now=datetime.now(UTC)
         )
         end = control.promote_now if action == "promote" else control.abort
-        release = end(found.release, actor=getpass.getuser(), reason=why)
+        release = end(found.release, actor=actor or getpass.getuser(), reason=why)
         if as_json:
             print_json({**found.model_dump(mode="json"), "concluded": action, "reason": why, "phase": release.phase})
         else:

@@ -21,7 +21,15 @@ from airlock.core.spec import Experiment, ModelSpec, OutcomeGuard
 from airlock.core.stats import TooFew
 from airlock.core.verdict import Status
 from airlock.settings import Settings
-from airlock.steps.experiment_evidence import Gathered, Past, gather, measured, names_of, newest_answer, past
+from airlock.steps.experiment_evidence import (
+    Gathered,
+    baselines,
+    gather,
+    measured,
+    names_of,
+    newest_answer,
+    units_per_day,
+)
 
 if TYPE_CHECKING:
     from airlock.core.route import Route
@@ -84,12 +92,12 @@ def plan(
     *,
     now: datetime,
     primary: Baseline | None = None,
-    units_per_day: float | None = None,
+    per_day: float | None = None,
     correlation: float | None = None,
 ) -> Plan:
     """Plan the spec's experiment from the newest answers; what is given goes before what was seen.
 
-    ``correlation`` is the covariate's with the primary outcome.
+    ``per_day`` counts units; ``correlation`` is the covariate's with the primary outcome.
 
     Raises:
         DataInvalid: nothing is known of the primary outcome.
@@ -97,17 +105,18 @@ def plan(
     """
     experiment = experiment_of(spec)
     newest_at = newest_answer(settings, spec.model)
-    seen = Past({}, None)
+    known: dict[str, Baseline] = {}
     if newest_at is not None:
         until = newest_at + timedelta(microseconds=1)
-        seen = past(settings, spec.model, experiment, until=until, known_by=now)
-    known = dict(seen.baselines)
+        known = baselines(settings, spec.model, experiment, until=until, known_by=now)
+        if per_day is None:
+            per_day = units_per_day(settings, spec.model, experiment, until=until)
     name = experiment.primary.name
     if primary is not None:
         known[name] = primary
     if correlation is not None and name in known:
         known[name] = known[name]._replace(explained=correlation**2)
-    return planned(experiment, known, seen.units_per_day if units_per_day is None else units_per_day)
+    return planned(experiment, known, per_day)
 
 
 def routes_of(routes: list[Route], release: Release) -> list[Route]:
@@ -210,8 +219,7 @@ def _sharpest(spec: ModelSpec, settings: Settings, experiment: Experiment, gathe
     if gathered is None:
         return {}
     try:
-        seen = past(settings, spec.model, experiment, until=gathered.started)
-        parts = planned(experiment, seen.baselines).outcomes
+        parts = planned(experiment, baselines(settings, spec.model, experiment, until=gathered.started)).outcomes
     except DataInvalid:
         return {}
     return {part.name: part.units for part in parts if part.units is not None}

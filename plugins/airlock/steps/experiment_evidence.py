@@ -99,30 +99,21 @@ def measured(frame: pd.DataFrame, *, covariate: bool) -> Measured:
     return Measured(champion, candidate, *before)
 
 
-class Past(NamedTuple):
-    """What was seen before an experiment: baselines by outcome, as far as they are known, and units a day."""
-
-    baselines: dict[str, Baseline]
-    units_per_day: float | None
-
-
-def past(
+def baselines(
     settings: Settings, model: str, experiment: Experiment, *, until: datetime, known_by: datetime | None = None
-) -> Past:
-    """The champion's answers in the experiment's duration before ``until``, and their outcomes.
+) -> dict[str, Baseline]:
+    """What the champion's answers in the experiment's duration before ``until`` came to, by outcome, where it is known.
 
     Times are the events' where requests name them. ``known_by`` bounds the outcomes; unset: ``until`` does. A covariate
     counts as far as it was known before those answers: values known later hold part of the outcome itself.
     """
-    since = until - experiment.duration
-    when = prediction_log.WHEN
-    where = f"variant = 'champion' AND fallback IS NULL AND error IS NULL AND {when} >= ? AND {when} < ?"
-    values: list[Any] = [since.astimezone(UTC), until.astimezone(UTC)]
+    where, values = _before(experiment, until)
+    where += " AND variant = 'champion' AND fallback IS NULL AND error IS NULL"
     known: dict[str, Baseline] = {}
     with _asked(settings, model, where, values) as connection:
         units = _assigned(connection, None)
         if units.empty:
-            return Past({}, None)
+            return known
         first = units["first_time"].min().to_pydatetime()
         for name in names_of(experiment):
             frame = _measured(connection, settings, model, experiment, units, name, (first, known_by or until))
@@ -131,9 +122,26 @@ def past(
                 known[name] = baseline(frame["value"].to_numpy(dtype=float), before)
             except DataInvalid:
                 continue  # its variance is not known
-    # By the clock: how fast units come is asked of real days, also where a replay lends them other times.
-    length = (units["last_at"].max() - units["first_at"].min()) / timedelta(days=1)
-    return Past(known, len(units) / length if length > 0 else None)
+    return known
+
+
+def units_per_day(settings: Settings, model: str, experiment: Experiment, *, until: datetime) -> float | None:
+    """How many units came a day in the experiment's duration before ``until``, by the clock; ``None`` if none did.
+
+    Days are the gateway's, also where a replay gives its events other times.
+    """
+    with _asked(settings, model, *_before(experiment, until)) as connection:
+        units = _assigned(connection, None)
+    if units.empty:
+        return None
+    days = (units["last_at"].max() - units["first_at"].min()) / timedelta(days=1)
+    return len(units) / days if days > 0 else None
+
+
+def _before(experiment: Experiment, until: datetime) -> tuple[str, list[Any]]:
+    """A condition on the log, and its values: the experiment's duration before ``until``."""
+    when = prediction_log.WHEN
+    return f"{when} >= ? AND {when} < ?", [(until - experiment.duration).astimezone(UTC), until.astimezone(UTC)]
 
 
 def newest_answer(settings: Settings, model: str) -> datetime | None:
