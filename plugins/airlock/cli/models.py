@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from airlock.airflow_api import AirflowApi, Run
 
 
-def _version(value: str | None) -> str | None:
+def version_number(value: str | None) -> str | None:
+    """A version as the registry counts them."""
     if value is not None and not value.isdecimal():
         raise typer.BadParameter(f"{value!r} is not a version: expected a whole number, such as 3")
     return value
@@ -58,7 +59,7 @@ def train(
 def release(
     model: Model,
     version: Annotated[
-        str | None, typer.Option(callback=_version, help="Registered version; default: the newest candidate.")
+        str | None, typer.Option(callback=version_number, help="Registered version; default: the newest candidate.")
     ] = None,
     wait: Wait = True,
     as_json: AsJson = False,
@@ -66,20 +67,6 @@ def release(
     """Take a registered version to production: package, approval, shadow, canary steps, promotion."""
     with _api(model) as api:
         _run(api, f"{model}__release", {"version": version}, wait=wait, as_json=as_json)
-
-
-def rollback(
-    model: Model,
-    to: Annotated[
-        str | None, typer.Option(metavar="VERSION", callback=_version, help="Default: the last good one before.")
-    ] = None,
-    reason: Annotated[str, typer.Option(help="Why; it is kept in the ledger.")] = "asked for on the command line",
-    wait: Wait = True,
-    as_json: AsJson = False,
-) -> None:
-    """Go back to an earlier good version at once."""
-    with _api(model) as api:
-        _run(api, f"{model}__rollback", {"to": to, "reason": reason}, wait=wait, as_json=as_json)
 
 
 def monitor(model: Model, until: Until = None, wait: Wait = True, as_json: AsJson = False) -> None:

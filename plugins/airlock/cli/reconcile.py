@@ -1,0 +1,84 @@
+"""``airlock reconcile``: make what lies outside the ledger agree with it again. Needs no Airflow."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from airlock import settings
+from airlock.cli.output import AsJson, Exit, out, print_json, reported
+from airlock.cli.steer import control_of
+
+if TYPE_CHECKING:
+    from airlock.control.reconcile import Repair
+    from airlock.core.release import Release
+
+
+def reconcile(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Default: every model.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what does not agree.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make routes, aliases and releases agree with the ledger again. Exits with 1 if something is left to do."""
+    from airlock import specs
+
+    with reported():
+        names = [model] if model is not None else sorted(specs.load_all(settings.load().specs))
+        found = {name: _reconciled(name, dry_run=dry_run) for name in names}
+        if as_json:
+            print_json(
+                {name: [repair.model_dump(mode="json") for repair in repairs] for name, repairs in found.items()}
+            )
+        else:
+            _tell_repairs(found)
+        if any(not repair.done for repairs in found.values() for repair in repairs):
+            raise typer.Exit(Exit.FAILED)
+
+
+def _reconciled(model: str, *, dry_run: bool) -> list[Repair]:
+    from airlock.control.reconcile import reconcile as repair
+    from airlock.core.errors import NotFound, Unavailable
+    from airlock.core.tally import GatewayStatus
+    from airlock.gateway_client import GatewayClient
+    from airlock.stack import settings_of
+
+    here = settings_of(settings.load())
+
+    def status() -> GatewayStatus | None:
+        try:
+            with GatewayClient(here.gateway_url) as gateway:
+                return gateway.status(model)
+        except (Unavailable, NotFound):
+            return None
+
+    with control_of(model, aliases=True) as control:
+        return repair(control, status=status, run_state=_run_state, now=datetime.now(UTC), dry_run=dry_run)
+
+
+def _run_state(release: Release) -> str | None:
+    """The state of the run that carries a release, or ``None`` if Airflow has no such run.
+
+    Raises:
+        Unavailable: Airflow does not answer.
+    """
+    from airlock.airflow_api import AirflowApi
+    from airlock.core.errors import NotFound
+    from airlock.stack import ADMIN, password_of, settings_of
+
+    here = settings_of(settings.load())
+    dag_id, _, run_id = (release.run or "").partition("/")
+    with AirflowApi(here.airflow_url, ADMIN, password_of(here, ADMIN)) as api:
+        try:
+            return api.run(dag_id, run_id).state
+        except NotFound:
+            return None
+
+
+def _tell_repairs(found: dict[str, list[Repair]]) -> None:
+    for name, repairs in found.items():
+        for repair in repairs:
+            out.print(f"{name}  {'repaired' if repair.done else 'to do':<9} {repair.kind}: {repair.what}", markup=False)
+        if not repairs:
+            out.print(f"{name}  agrees with the ledger", markup=False)
