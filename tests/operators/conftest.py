@@ -10,10 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from airflow.sdk import DAG
 from airflow.sdk.execution_time.context import OutletEventAccessors, TriggeringAssetEventsAccessor
 
+from airlock import settings, steps
+from airlock.control import ReleaseControl
+from airlock.core.release import Release
+from airlock.hooks.gateway import GatewayHook
+from airlock.hooks.registry import RegistryHook
 from airlock.ledger import Ledger
+from airlock.specs import find
+from tests.support.operator_world import Gateway, Versions, bento, promoted
 
 SPEC = """\
 model: toy
@@ -53,8 +61,49 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def respec(home: Path, control: ReleaseControl) -> Callable[[str], None]:
+    """Give the spec other top-level keys, also for the test's own ``control``."""
+
+    def change(text: str) -> None:
+        said = {**yaml.safe_load(SPEC), **yaml.safe_load(text)}
+        (home.parent / "project" / "dags" / "models" / "toy.yaml").write_text(yaml.safe_dump(said))
+        control.spec = find(settings.load(), "toy")
+
+    return change
+
+
+@pytest.fixture
 def ledger(home: Path) -> Ledger:
     return Ledger(f"sqlite:///{home / 'ledger.db'}")
+
+
+@pytest.fixture
+def gateway(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    gateway = Gateway(ledger)
+    monkeypatch.setattr(GatewayHook, "get_conn", lambda _: gateway)
+    return gateway
+
+
+@pytest.fixture
+def versions(home: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
+    """The registry, and packing without BentoML."""
+    versions = Versions(home)
+    monkeypatch.setattr(RegistryHook, "get_conn", lambda _: versions)
+    packaging = SimpleNamespace(package=lambda _spec, _settings, version: bento(version.version))
+    monkeypatch.setattr(steps, "packaging", packaging, raising=False)
+    return versions
+
+
+@pytest.fixture
+def control(home: Path, ledger: Ledger) -> ReleaseControl:
+    where = settings.load()
+    return ReleaseControl(find(where, "toy"), where, ledger)
+
+
+@pytest.fixture
+def champion(control: ReleaseControl) -> Release:
+    """Version 1 holds production."""
+    return promoted(control, "1")
 
 
 @pytest.fixture
@@ -84,7 +133,16 @@ def make_context(dag: DAG) -> Callable[..., Context]:
                 for asset, extra in (events or {}).items()
             ),
             "outlet_events": OutletEventAccessors(),
-            "ti": SimpleNamespace(id="0", try_number=1, map_index=-1, xcom_push=xcom_push, pushed=pushed),
+            "ti": SimpleNamespace(
+                id="0",
+                try_number=1,
+                map_index=-1,
+                xcom_push=xcom_push,
+                xcom_pull=lambda **_: "",
+                pushed=pushed,
+                get_dr_count=lambda *_, **__: 1,
+                get_dagrun_state=lambda *_: "running",
+            ),
         }
 
     return make

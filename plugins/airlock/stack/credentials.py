@@ -14,8 +14,10 @@ from airlock.settings import Settings
 
 ADMIN = "admin"
 APPROVER = "approver"
+REVIEWER = "reviewer"
+"""The second person, for models that two have to approve."""
 # The least role that Airflow lets answer a human-in-the-loop request is `user`; `op` also manages assets and pools.
-ROLES = {ADMIN: "admin", APPROVER: "user"}
+ROLES = {ADMIN: "admin", APPROVER: "user", REVIEWER: "user"}
 
 
 @dataclass(frozen=True)
