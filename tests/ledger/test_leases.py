@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from airlock.core.errors import Conflict, Fenced
 from airlock.core.release import Event, Release
 from airlock.ledger import Lease, Ledger
+from airlock.ledger.engine import engine_of
 from tests.support.releases import NOW, PASS, in_canary, release, route
 
 MINUTE = timedelta(minutes=1)
@@ -119,3 +122,26 @@ def test_a_lease_that_was_given_back_writes_nothing(ledger: Ledger) -> None:
     ledger.release_lease(lease)
     with pytest.raises(Fenced, match="ann has given its lease back"):
         ledger.note(before, "x", actor="ann", reason="", now=NOW, lease=lease)
+
+
+def test_a_lease_is_not_taken_over_in_the_middle_of_a_write(ledger: Ledger, ledger_url: str) -> None:
+    """Between the check of the lease and the commit nobody else may be granted it."""
+    before = in_canary(ledger)
+    lease = ledger.lease("m", "ann", ttl=MINUTE, now=NOW)
+    taken: list[Lease] = []
+    other = Thread(target=lambda: taken.append(ledger.lease("m", "bob", ttl=MINUTE, now=LATER)))
+    in_time: list[bool] = []
+
+    def take_over(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT INTO journal") and not in_time:
+            other.start()
+            other.join(0.5)
+            in_time.append(bool(taken))
+
+    watched = engine_of(ledger_url)
+    event.listen(watched, "before_cursor_execute", take_over)
+    ledger.note(before, "write", actor="ann", reason="", now=NOW, lease=lease)
+    event.remove(watched, "before_cursor_execute", take_over)
+    other.join(30)
+    assert in_time == [False]
+    assert [item.token for item in taken] == [2]

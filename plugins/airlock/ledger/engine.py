@@ -100,12 +100,13 @@ def _durable(connection: sqlite3.Connection, _record: object) -> None:
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
     """Turn the write-ahead log on. Where two processes do so at once, SQLite refuses one without waiting."""
-    tries = 20
-    for left in reversed(range(tries)):
+    (wait_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    deadline = time.monotonic() + wait_ms / 1000
+    while True:
         try:
             connection.execute("PRAGMA journal_mode=WAL")
         except sqlite3.OperationalError as error:
-            if not left or "locked" not in str(error):
+            if time.monotonic() > deadline or "locked" not in str(error):
                 raise
             time.sleep(0.05)
         else:

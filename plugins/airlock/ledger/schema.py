@@ -29,14 +29,13 @@ def current(engine: Engine) -> str | None:
     """
     if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").is_file():
         return None  # to connect would make it
-    try:
-        with engine.connect() as connection:
-            return _revision(connection)
-    except (OperationalError, ProgrammingError) as error:
-        with told(engine, "reading the ledger's revision"), engine.connect() as connection:
-            if inspect(connection).has_table("alembic_version"):
-                raise error from None
-        return None
+    with told(engine, "reading the ledger's revision"):
+        try:
+            with engine.connect() as connection:
+                return _revision(connection)
+        except (OperationalError, ProgrammingError):
+            with engine.connect() as connection:
+                return _revision(connection) if inspect(connection).has_table("alembic_version") else None
 
 
 def _revision(connection: Connection) -> str | None:
