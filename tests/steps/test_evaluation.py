@@ -201,11 +201,10 @@ class TestSemanticVersions:
             assert version.semantic == expected
 
     def test_training_keeps_the_definition(self, house: House) -> None:
-        spec = SPEC.model_copy(update={"model": "defined"})
-        judged = house.judged(house.exported("defined", spec), spec=spec)
-        version = house.registry().register(spec, judged, key="defined", author="ada")
+        judged = house.judged(house.exported("defined"))
+        version = self.register(house, judged, "defined", "a")
         tags = tracking.client(house.settings.mlflow_url).get_model_version("defined", version.version).tags
-        assert tags["airlock.definition_digest"] == definition_digest(spec, house.settings)
+        assert tags["airlock.definition_digest"] == definition_digest(SPEC, house.settings)
         assert len(tags["airlock.schema"]) == 64
 
     def test_a_number_that_was_not_given_is_given_when_the_key_comes_again(

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from airlock.core.policy import Metric, Policy, Positive, Share
+from airlock.core.policy import Metric, Policy, Positive, Share, Task
 
 
 class GatePolicy(Policy):
@@ -42,7 +42,7 @@ class ThresholdGate(MetricBound):
 class RelativeGate(GatePolicy):
     """The candidate's metric may be worse than the champion's by at most ``max_loss``, a share of the champion's.
 
-    ``max_loss: -0.02`` asks for an improvement of 2 %.
+    ``max_loss: -0.02`` asks for an improvement of 2 %. By the estimate on the same rows; its interval is reported.
     """
 
     kind: Literal["relative"]
@@ -93,7 +93,9 @@ class FairnessGate(GatePolicy):
     """Groups of ``column`` are treated alike.
 
     ``demographic_parity``: the share answered as positive differs by at most ``max_difference`` between any two
-    groups. ``equalised_odds``: the true and the false positive rates do.
+    groups. ``equalised_odds``: the true and the false positive rates do. Passed when the interval of the largest
+    difference lies within the bound, failed when it lies beyond it, open between. Groups of fewer than
+    ``min_rows`` are told and decide nothing.
     """
 
     kind: Literal["fairness"]
@@ -104,7 +106,10 @@ class FairnessGate(GatePolicy):
 
 
 class CalibrationGate(GatePolicy):
-    """The expected calibration error over ``bins`` of equal count is at most ``max_error``."""
+    """The expected calibration error over ``bins`` of equal count is at most ``max_error``.
+
+    Passed when its interval lies within the bound, failed when it lies beyond it, open between.
+    """
 
     kind: Literal["calibration"]
     max_error: Annotated[float, Field(gt=0, lt=1)]
@@ -153,7 +158,7 @@ class FiniteGate(GatePolicy):
 
 
 class SchemaGate(GatePolicy):
-    """Inputs and output are those of the champion, unless ``allow_changes``."""
+    """Inputs, and what one asks with and reads the answer by, are those of the champion, unless ``allow_changes``."""
 
     kind: Literal["schema"]
     allow_changes: bool = False
@@ -175,3 +180,12 @@ Gate = Annotated[
     | SchemaGate,
     Field(discriminator="kind"),
 ]
+
+
+def inapplicable(gate: Gate, task: Task, *, has_features: bool) -> str | None:
+    """Why a gate could never be judged for a model of this kind, or ``None``."""
+    if isinstance(gate, FairnessGate | CalibrationGate) and task is not Task.CLASSIFICATION:
+        return f"a {gate.kind} gate is of probabilities and decisions, which a {task} does not give; remove it"
+    if isinstance(gate, FeatureParityGate) and not has_features:
+        return "a feature_parity gate reads the online store, which a model without features has not; remove it"
+    return None

@@ -32,6 +32,7 @@ from airlock.core.gate_policies import (
     SliceGate,
     SuperiorityGate,
     ThresholdGate,
+    inapplicable,
 )
 from airlock.core.guard_policies import (
     LATE_GUARDS,
@@ -332,8 +333,8 @@ class ModelSpec(Policy):
     def _consistent(self) -> Self:
         if not self.inputs:
             raise refused("inputs", "a model needs at least one input")
-        if not self.gates:
-            raise refused("gates", "a model without a gate cannot be judged: declare at least one")
+        if all(gate.mode == "dry_run" for gate in self.gates):
+            raise refused("gates", "a model without a gate that is enforced cannot be judged: declare at least one")
         if not self.guards:
             raise refused("guards", "no alarm configured: a rollout needs at least one guard with a minimum sample")
         if self.rollout.plan == "experiment" and self.experiment is None:
@@ -353,6 +354,8 @@ class ModelSpec(Policy):
             if isinstance(gate, MetricBound | ComparisonGate | RelativeGate) and gate.metric not in metrics:
                 message = f"{gate.metric} does not fit a {self.task}; choose from {', '.join(metrics)}"
                 raise refused(f"gates.{index}.metric", message)
+            if reason := inapplicable(gate, self.task, has_features=self.features is not None):
+                raise refused(f"gates.{index}", reason)
         for index, guard in enumerate(self.guards):
             if reason := misfit(guard, self.task):
                 raise refused(f"guards.{index}", reason)
