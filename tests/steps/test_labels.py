@@ -81,3 +81,30 @@ def test_a_model_whose_labels_have_no_time(served: tuple[Settings, pd.DataFrame]
     spec = toy_spec(label={"name": "bought"})
     labels.deliver(spec, settings, rows)
     assert len(labels.joined(spec, settings, SINCE, UNTIL)) == int(((rows["at"] >= SINCE) & (rows["at"] < UNTIL)).sum())
+
+
+def test_the_share_of_labels_that_has_come_by_version(tmp_path: Path) -> None:
+    settings, rows = toy_settings(tmp_path), toy_rows(200)
+    spec = toy_spec(label={"name": "bought", "time": "known_at", "maturity": "5h"})
+    write_log(spec, settings, rows.iloc[:120], np.linspace(0, 1, 120), version="1")
+    write_log(spec, settings, rows.iloc[120:], np.linspace(0, 1, 80), version="2")
+    assert labels.coverage(spec, settings, SINCE, SINCE) == ()
+    bare = labels.coverage(spec, settings, SINCE, UNTIL)
+    assert [(found.version, found.labelled, found.share) for found in bare] == [("1", 0, 0.0), ("2", 0, 0.0)]
+    labels.deliver(spec, settings, rows.iloc[::2])
+    labels.deliver(spec, settings, rows.iloc[[0]].assign(known_at=rows["known_at"].iloc[0] + pd.Timedelta(minutes=1)))
+    for found, part in zip(
+        labels.coverage(spec, settings, SINCE, UNTIL), (rows.iloc[:120], rows.iloc[120:]), strict=True
+    ):
+        asked = part[(part["at"] >= SINCE) & (part["at"] < UNTIL)]
+        due = asked[asked["at"] <= UNTIL - timedelta(hours=5)]
+        labelled = due[(due.index % 2 == 0) & (due["known_at"] < UNTIL)]
+        assert found[1:] == (len(asked), len(due), len(labelled))
+        assert found.share == len(labelled) / len(due)
+
+
+def test_nothing_due_has_no_share(served: tuple[Settings, pd.DataFrame]) -> None:
+    settings, _ = served
+    spec = toy_spec(label={"name": "bought", "time": "known_at", "maturity": "30d"})
+    (found,) = labels.coverage(spec, settings, SINCE, UNTIL)
+    assert (found.due, found.share) == (0, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -64,6 +65,48 @@ def _write(folder: Path, part: pd.DataFrame) -> None:
         making.rename(target)
     finally:
         making.unlink(missing_ok=True)
+
+
+class Coverage(NamedTuple):
+    """How many of a version's answers are old enough for their label to be due, and have it."""
+
+    version: str
+    answers: int
+    due: int
+    labelled: int
+
+    @property
+    def share(self) -> float | None:
+        """The share of the due answers whose label has come; ``None`` while none is due."""
+        return self.labelled / self.due if self.due else None
+
+
+def coverage(spec: ModelSpec, settings: Settings, since: datetime, until: datetime) -> tuple[Coverage, ...]:
+    """What share of the labels has come, for the answers of ``since <= event time < until``, by version.
+
+    An answer is due when its event is the spec's maturity older than ``until``; its label has come when it was known
+    before ``until``.
+    """
+    import duckdb
+
+    log = prediction_log.read(settings, spec.model, since, until, ["key", "event_time", "at", "version", "prediction"])
+    log = log[log["version"].notna() & log["prediction"].notna()]
+    if log.empty:
+        return ()
+    due = log["event_time"].fillna(log["at"]) <= until - spec.maturity
+    files = settings.labels / spec.model / "day=*" / "part-*.parquet"
+    found = any(files.parents[1].glob("day=*/part-*.parquet"))
+    timed = spec.label.time is not None
+    with duckdb.connect() as connection:
+        connection.register("log", pd.DataFrame({"key": log["key"], "version": log["version"], "due": due}))
+        labels = "SELECT NULL::VARCHAR AS key"
+        if found:
+            labels = f"SELECT DISTINCT key FROM read_parquet($files) {'WHERE label_time < $until' if timed else ''}"  # noqa: S608
+        values = ({"files": files.as_posix()} | ({"until": until} if timed else {})) if found else {}
+        query = f"""
+            SELECT version, count(*), count(*) FILTER (due), count(labels.key) FILTER (due)
+            FROM log LEFT JOIN ({labels}) AS labels ON log.key = labels.key GROUP BY version ORDER BY version"""  # noqa: S608
+        return tuple(Coverage(*row) for row in connection.execute(query, values).fetchall())
 
 
 def joined(spec: ModelSpec, settings: Settings, since: datetime, until: datetime) -> pd.DataFrame:
