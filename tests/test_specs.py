@@ -72,7 +72,7 @@ def test_a_good_spec_is_read(folder: Path) -> None:
         ("30d", "30 days", "data.evaluation", (6, 15), "such as 90s, 15m, 6h or 14d, got '30 days'"),
         ("regression", "regresion", "task", (2, 7), "'regresion' is unknown; did you mean 'regression'?"),
         ("kind: size", "kind: sise", "gates.1", (13, 11), "unknown kind 'sise'; did you mean 'size'?"),
-        ("kind: size\n    ", "", "gates.1", (13, 5), "key 'kind' is missing; known: finite"),
+        ("kind: size\n    ", "", "gates.1", (13, 5), "key 'kind' is missing; known: calibration"),
         ("metric: rmse", "metric: rsme", "gates.0.metric", (12, 31), "did you mean 'rmse'?"),
         ("metric: rmse", "metric: roc_auc", "gates.0.metric", (12, 23), "roc_auc does not fit a regression"),
         ("max: 50", "max: 50, min: 3", "gates.0", (12, 5), "exactly one of min and max"),
