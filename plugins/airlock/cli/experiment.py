@@ -11,6 +11,7 @@ import typer
 from airlock import settings
 from airlock.cli.models import Model
 from airlock.cli.output import AsJson, Exit, fail, out, print_json, reported
+from airlock.cli.steer import Actor
 
 if TYPE_CHECKING:
     from airlock.core.experiment_plan import Baseline
@@ -89,9 +90,7 @@ def conclude(
     promote: Annotated[bool, typer.Option("--promote", help="Promote the candidate, whatever was found.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the champion, whatever was found.")] = False,
     reason: Annotated[str, typer.Option(help="Why; kept in the ledger. Needed with --promote and --keep.")] = "",
-    actor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Who concludes it; kept too.", show_default="your user name")
-    ] = None,
+    actor: Actor = None,
     as_json: AsJson = False,
 ) -> None:
     """End the experiment that runs: as was found, or as somebody decides. Guards still hold a promotion back."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from airlock import prediction_log
-from airlock.core.bundle import sha256
 from airlock.core.errors import DataInvalid
 from airlock.core.spec import ModelSpec
 from airlock.settings import Settings
+from airlock.steps.deliveries import write_part
 
 _UNDATED = "undated"
 
@@ -49,22 +47,8 @@ def deliver(spec: ModelSpec, settings: Settings, frame: pd.DataFrame) -> int:
         found["label_time"] = times.dt.tz_convert("UTC").dt.as_unit("us")
         days = found["label_time"].dt.strftime("%Y-%m-%d")
     for day, part in found.sort_values("key").groupby(days):
-        _write(settings.labels / spec.model / f"day={day}", part.reset_index(drop=True))
+        write_part(settings.labels / spec.model / f"day={day}", part.reset_index(drop=True))
     return len(found)
-
-
-def _write(folder: Path, part: pd.DataFrame) -> None:
-    content = pd.util.hash_pandas_object(part, index=False).to_numpy().tobytes()
-    target = folder / f"part-{sha256(content)[7:39]}.parquet"
-    if target.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    making = folder / f".{target.name}.{os.getpid()}.tmp"
-    try:
-        part.to_parquet(making, index=False)
-        making.rename(target)
-    finally:
-        making.unlink(missing_ok=True)
 
 
 class Coverage(NamedTuple):

@@ -6,7 +6,6 @@ experiment, the request's routing key.
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,17 +13,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from airlock.core.bundle import sha256
 from airlock.core.errors import DataInvalid
 from airlock.core.spec import ModelSpec
 from airlock.settings import Settings
+from airlock.steps.deliveries import FILES, write_part
 
 LABEL = "label"
 """The outcome of that name is the label, which is delivered as a label."""
 COLUMNS = ("key", "name", "value", "time")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
-_FILES = "day=*/part-*.parquet"
 
 
 def deliver(spec: ModelSpec, settings: Settings, frame: pd.DataFrame) -> int:
@@ -66,7 +64,7 @@ def deliver(spec: ModelSpec, settings: Settings, frame: pd.DataFrame) -> int:
     )
     days = found["time"].dt.strftime("%Y-%m-%d")
     for (name, day), part in found.sort_values(["key", "time", "value"]).groupby([rows["name"], days]):
-        _write(settings.outcomes / spec.model / str(name) / f"day={day}", part.reset_index(drop=True))
+        write_part(settings.outcomes / spec.model / str(name) / f"day={day}", part.reset_index(drop=True))
     return len(found)
 
 
@@ -86,7 +84,7 @@ def read(settings: Settings, model: str, name: str, until: datetime) -> pd.DataF
     if until.tzinfo is None:
         raise DataInvalid(f"{until} has no time zone; give an aware time such as 2013-04-01T00:00:00+00:00")
     folder = settings.labels / model if name == LABEL else settings.outcomes / model / name
-    if not any(folder.glob(_FILES)):
+    if not any(folder.glob(FILES)):
         return pd.DataFrame(
             {
                 "key": pd.Series(dtype="object"),
@@ -103,7 +101,7 @@ def _newest(folder: Path, name: str, until: datetime) -> pd.DataFrame:
     value, time = ("label", "label_time") if name == LABEL else ("value", "time")
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        delivered = connection.read_parquet(str(folder / _FILES), union_by_name=True, hive_partitioning=False)
+        delivered = connection.read_parquet(str(folder / FILES), union_by_name=True, hive_partitioning=False)
         # Labels of a spec that names no time have no such column.
         known = time if time in delivered.columns else "NULL::TIMESTAMPTZ"
         query = f"""
@@ -119,17 +117,3 @@ def _check_name(name: object) -> None:
         raise DataInvalid(f"an outcome cannot be called {LABEL!r}, that is the label itself: deliver it as a label")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DataInvalid(f"{name!r} cannot name an outcome; expected lower case, digits and _, such as revenue_eur")
-
-
-def _write(folder: Path, part: pd.DataFrame) -> None:
-    content = pd.util.hash_pandas_object(part, index=False).to_numpy().tobytes()
-    target = folder / f"part-{sha256(content)[7:39]}.parquet"
-    if target.exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    making = folder / f".{target.name}.{os.getpid()}.tmp"
-    try:
-        part.to_parquet(making, index=False)
-        making.rename(target)
-    finally:
-        making.unlink(missing_ok=True)
