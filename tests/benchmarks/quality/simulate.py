@@ -1,0 +1,135 @@
+"""Runs many rollouts at once: what each rule does with them, and how soon guard and oracle find a bad one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from airlock.core import guards
+from airlock.core.route import Limit
+from tests.benchmarks.quality.rules import COUNTS, Rollouts, critical_hits, exceeds
+from tests.benchmarks.quality.worlds import BUDGET, Events, Floats, Stream
+
+HORIZON = 100_000
+"""Requests of a rollout."""
+BETA = 0.01
+"""The oracle's chance to take a bad candidate for a good one; its alpha is the budget."""
+_AT_ONCE = 500
+_BLOCK = 50
+
+Rule = Callable[[Rollouts], Floats]
+
+
+def judged(stream: Stream, rules: Mapping[str, Rule], *, rate: int, rollouts: int, seed: int) -> dict[str, Floats]:
+    """Requests until each rule rolls back, by rule; looks every 100 requests, ``rate`` requests a minute."""
+    rng = np.random.default_rng(seed)
+    size = _BLOCK if stream.per == 1 else 1
+    blocks = HORIZON // stream.per // size
+    n = np.arange(1, blocks + 1) * float(size)
+    found: dict[str, list[Floats]] = {name: [] for name in rules}
+    for rows in _parts(rollouts):
+        total, squares = stream.sums(rng, (rows, blocks), size)
+        sums = Rollouts(n, total.cumsum(axis=1), squares.cumsum(axis=1), stream.per, rate)
+        for name, rule in rules.items():
+            found[name].append(rule(sums))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def detected(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Floats:
+    """Requests until the guard ejects, which looks after each of them. Only the release's sums are looked at:
+    those of a step could only be quicker."""
+    alpha = limit.alpha if limit.late else guards._alpha(limit, of_step=False)
+    longest = HORIZON // stream.per
+    if limit.signal in COUNTS:
+        critical = critical_hits(limit, np.arange(1.0, longest + 1), alpha)
+
+        def alarms(n: Floats, total: Floats, squares: Floats) -> np.ndarray:
+            return total >= critical[n.astype(int) - 1]
+    else:
+
+        def alarms(n: Floats, total: Floats, squares: Floats) -> np.ndarray:
+            return exceeds(n, total, squares, limit, alpha)
+
+    return _run(stream, alarms, lambda *_: None, rollouts=rollouts, seed=seed)
+
+
+def oracle(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Floats:
+    """Requests until Wald's SPRT, which knows both rates, rejects; infinity where it accepts the bad candidate."""
+    weights = _log_ratio(stream, limit)
+    upper, lower = math.log((1 - BETA) / BUDGET), math.log(BETA / (1 - BUDGET))
+
+    def score(n: Floats, total: Floats) -> Floats:
+        return weights[0] * total + weights[1] * n
+
+    return _run(
+        stream,
+        lambda n, total, squares: score(n, total) >= upper,
+        lambda n, total, squares: score(n, total) <= lower,
+        rollouts=rollouts,
+        seed=seed,
+    )
+
+
+def walds_expectation(stream: Stream, limit: Limit) -> float:
+    """Wald's expected sample number, in requests, of the SPRT between the bound and the candidate as it is.
+
+    (1 - beta) log((1 - beta) / alpha) + beta log(beta / (1 - alpha)), divided by the mean of the log likelihood
+    ratio of one observation: exact rates for events, a normal with the true deviation for means (Wald 1945).
+    """
+    per_sum, per_one = _log_ratio(stream, limit)
+    reached = (1 - BETA) * math.log((1 - BETA) / BUDGET) + BETA * math.log(BETA / (1 - BUDGET))
+    return stream.per * reached / (per_sum * stream.mean + per_one)
+
+
+def _log_ratio(stream: Stream, limit: Limit) -> tuple[float, float]:
+    """The log likelihood ratio: so much for each unit of the sum, and so much for each observation."""
+    bad, good = stream.mean, limit.bound
+    if isinstance(stream, Events):
+        miss = math.log((1 - bad) / (1 - good))
+        return math.log(bad / good) - miss, miss
+    slope = (bad - good) / stream.deviation**2
+    return slope, -slope * (bad + good) / 2
+
+
+def _run(
+    stream: Stream,
+    alarms: Callable[[Floats, Floats, Floats], np.ndarray],
+    gives_up: Callable[[Floats, Floats, Floats], np.ndarray | None],
+    *,
+    rollouts: int,
+    seed: int,
+) -> Floats:
+    """Observation by observation; requests until ``alarms``, infinity where it does not or gives up before."""
+    rng = np.random.default_rng(seed)
+    longest = HORIZON // stream.per
+    results = []
+    for rows in _parts(rollouts):
+        times = np.full(rows, np.inf)
+        alive = np.arange(rows)
+        total, squares, done, size = np.zeros(rows), np.zeros(rows), 0, 100
+        while done < longest and len(alive):
+            size = min(size, longest - done)
+            values = stream.draw(rng, (len(alive), size))
+            n = np.arange(done + 1.0, done + size + 1)
+            sums = total[alive, None] + values.cumsum(axis=1)
+            of_squares = squares[alive, None] + (values * values).cumsum(axis=1)
+            found = alarms(np.broadcast_to(n, sums.shape), sums, of_squares)
+            first = np.where(found.any(axis=1), n[found.argmax(axis=1)], np.inf)
+            given = gives_up(n, sums, of_squares)
+            last = np.full(len(alive), np.inf)
+            if given is not None:
+                last = np.where(given.any(axis=1), n[given.argmax(axis=1)], np.inf)
+            times[alive] = np.where(first < last, first * stream.per, np.inf)
+            total[alive], squares[alive] = sums[:, -1], of_squares[:, -1]
+            alive = alive[np.isinf(first) & np.isinf(last)]
+            done += size
+            size = min(2 * size, 2000)
+        results.append(times)
+    return np.concatenate(results)
+
+
+def _parts(rollouts: int) -> Iterator[int]:
+    for start in range(0, rollouts, _AT_ONCE):
+        yield min(_AT_ONCE, rollouts - start)
