@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ from tests.support.experiment_world import (
     values_of,
     write_rows,
 )
+from tests.support.gateway_process import REPOSITORY
 from tests.support.toy_model import toy_settings, toy_spec
+
+sys.path.append(str(REPOSITORY / "bentos"))
+from gateway.prediction_writer import Entry, Origin, PredictionWriter
 
 UNTIL = LATER + timedelta(days=1)
 SPEC = experiment_spec()
@@ -89,6 +94,24 @@ def test_a_unit_stays_the_candidates_when_something_stood_in_for_it(here: Settin
         write_rows(here, asked)
         write_rows(here, answered)
     assert counts(here) == (0, 10, 0)
+
+
+def test_units_are_read_from_what_the_gateway_writes(here: Settings) -> None:
+    writer = PredictionWriter(here.predictions)
+    writer.start()
+    at = int(BEGAN.timestamp() * 1e6)
+    for number, version in enumerate(("1", "2", "2")):
+        key = None if number == 2 else f"u{number}"
+        origin = Origin(at, f"q{number}", 7, "r1", None, key, [f"k{number}"], [None], (("age", "float"),), [[1.0]])
+        entry = Entry(origin, version, "champion", "served", None, None, [1.0], [0.7], 1.0)
+        failed = entry._replace(error="boom", predictions=None, probabilities=None)
+        for one in (failed, entry._replace(version="1", fallback="champion")) if number else (entry,):
+            writer.add(MODEL, one)
+    writer.close()
+    deliver(here, "spent", {"k0": 1.0, "k1": 2.0, "k2": 3.0})
+    evidence = gathered(here).evidence
+    assert (evidence.champion, evidence.candidate, evidence.crossed) == (1, 2, 0)
+    assert sorted(evidence.outcomes["spent"].candidate) == [2.0, 3.0]
 
 
 def test_a_request_that_no_version_was_asked_for_belongs_to_nobody(here: Settings) -> None:
