@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,21 @@ def test_the_ledger_needs_an_sqlalchemy_url(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AIRFLOW_CONN_MINE", '{"conn_type": "airlock_ledger", "host": "db"}')
     with pytest.raises(ValueError, match="no SQLAlchemy URL"):
         _ = LedgerHook("mine").url
+
+
+def test_the_test_button_opens_the_ledger(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "airlock_ledger", "host": ledger_url}))
+    assert LedgerHook("mine").test_connection() == (True, "the ledger answers")
+
+
+def test_the_test_button_tells_why_the_ledger_does_not_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    down = f"postgresql+psycopg:///airlock?host={tmp_path}"
+    secret = {"conn_type": "airlock_ledger", "host": down, "login": "u", "password": "hidden"}
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps(secret))
+    ready, said = LedgerHook("mine").test_connection()
+    assert not ready
+    assert "does not answer" in said
+    assert "hidden" not in said
 
 
 def test_the_test_button_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

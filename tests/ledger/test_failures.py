@@ -73,6 +73,18 @@ class TestSqlite:
             Ledger(f"sqlite:///{file}?timeout=0.2")
         assert Ledger(f"sqlite:///{file}").models() == []
 
+    def test_a_new_one_that_is_locked_for_a_while(self, file: Path) -> None:
+        """SQLite itself would not wait for this lock: the change to a write-ahead log is refused at once."""
+        sqlite3.connect(file).execute("CREATE TABLE other (x)").connection.close()
+        opened: list[Ledger] = []
+        opener = Thread(target=lambda: opened.append(Ledger(f"sqlite:///{file}?timeout=60")))
+        with _lock(file):
+            opener.start()
+            opener.join(0.3)
+            assert opener.is_alive()
+        opener.join(60)
+        assert opened[0].models() == []
+
     def test_full(self, file: Path) -> None:
         url = f"sqlite:///{file}"
         ledger = Ledger(url)

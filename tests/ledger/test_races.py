@@ -231,9 +231,10 @@ def test_who_is_killed_in_the_middle_leaves_nothing_behind(ledger_url: str) -> N
 
 
 def _approve_in_a_fork(url: str, results: Queue[str]) -> None:
+    inherited = engine_of(url).pool.status()
     ledger = Ledger(url)
     ledger.transition(ledger.release("r1"), Event.APPROVE, actor="child", reason="", now=NOW)
-    results.put("done")
+    results.put(inherited)
 
 
 @pytest.mark.filterwarnings("ignore:This process")
@@ -241,11 +242,12 @@ def test_a_forked_child_has_connections_of_its_own(ledger_url: str) -> None:
     """Airflow forks its tasks off processes that may have used the ledger."""
     ledger = Ledger(ledger_url)
     ledger.open(release(), key="k", actor="ann")
+    assert "Connections in pool: 0" not in engine_of(ledger_url).pool.status()
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     child = context.Process(target=_approve_in_a_fork, args=(ledger_url, results))
     child.start()
-    assert results.get(timeout=WAIT_S) == "done"
+    assert "Connections in pool: 0" in results.get(timeout=WAIT_S)
     child.join(WAIT_S)
     assert child.exitcode == 0
     assert ledger.release("r1").phase is Phase.APPROVED
