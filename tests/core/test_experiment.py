@@ -208,6 +208,7 @@ def test_guards_are_planned_with_their_margins() -> None:
     found = plan(GUARDED, known)
     assert [part.name for part in found.outcomes] == ["spent", "calm", "slow"]
     assert found.units == pytest.approx(found.outcomes[1].units, abs=2)
+    assert plan(GUARDED, {"spent": Baseline(10.0, 1.0)}).unplanned == ("calm", "slow")
     strict = experiment(guards=[{"name": "calm", "margin": 0}])
     unreachable = plan(strict, known).outcomes[1]
     assert (unreachable.units, unreachable.units_once) == (None, None)

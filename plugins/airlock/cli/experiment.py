@@ -68,6 +68,9 @@ def plan(
             )
             out.print(f"  {part.role:<8} {part.name:<20} units {many}; {size}", markup=False)
 
+        for name in found.unplanned:
+            out.print(f"  guard    {name:<20} nothing is known of it, it may need more", markup=False)
+
 
 @app.command(epilog="Example: airlock experiment status flight_delay --json")
 def status(model: Model, as_json: AsJson = False) -> None:
@@ -190,7 +193,7 @@ def _tell(found: Report) -> None:
         of = " and ".join("-" if share is None else f"{share:.1%}" for share in shares)
         out.print(f"  {name} has come of {of} of them", markup=False)
     for verdict in found.conclusion.verdicts:
-        out.print(f"  {verdict.status:<12} {verdict.name}: {verdict.reason}", markup=False)
-    out.print(f"{found.conclusion.action.replace('_', ' ')}: {found.conclusion.reason}", markup=False)
+        out.print(f"  {verdict.status:<12} {verdict.reason}", markup=False)
+    out.print(found.conclusion.reason, markup=False)
     if found.picture:
         out.print(found.picture, markup=False)

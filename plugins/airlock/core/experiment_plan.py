@@ -57,7 +57,8 @@ class OutcomePlan(BaseModel):
 class Plan(BaseModel):
     """An experiment's size and length. Units count both groups; ``units_per_day`` is the traffic that was seen.
 
-    ``detectable`` is the primary's effect that the spec's duration finds at that traffic.
+    ``detectable`` is the primary's effect that the spec's duration finds at that traffic. ``unplanned`` are the guards
+    of which nothing is known: they may need more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +72,7 @@ class Plan(BaseModel):
     units_per_day: float | None
     days: float | None
     detectable: float | None
+    unplanned: tuple[str, ...]
     summary: str
 
 
@@ -134,6 +136,7 @@ def plan(experiment: Experiment, baselines: Mapping[str, Baseline], units_per_da
         units_per_day=units_per_day,
         days=days,
         detectable=detectable,
+        unplanned=tuple(guard.name for guard in experiment.guards if guard not in known),
         summary=_plan_in_words(experiment, candidate, champion, days, detectable),
     )
 
