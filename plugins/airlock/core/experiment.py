@@ -285,5 +285,5 @@ def _how_long(experiment: Experiment, evidence: Evidence, needs: list[_Judged]) 
         longest = max(longest, days * (need.units / need.verdict.n - 1))
     text = f"as it stands, a decision takes about {in_words(longest)} more"
     if days + longest > allowed:
-        text += f", which is beyond the {in_words(allowed)} allowed"
+        text += f", which is later than the {in_words(allowed)} allowed"
     return text
