@@ -64,6 +64,8 @@ def upgrade(engine: Engine) -> None:
     # Alembic's context is one for the process.
     with _migrating, told(engine, "upgrading the ledger"), writers(engine).begin() as connection:
         take_turn(connection, "schema")
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table takes its time
         _upgrade(connection)
 
 
