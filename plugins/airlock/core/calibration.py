@@ -51,7 +51,7 @@ def calibration(labels: Floats, scores: Floats, bins: int, *, confidence: float 
     Raises:
         TooFew: a bin would have fewer than 20 rows.
     """
-    from scipy.stats import chi2
+    from scipy.special import chdtri
 
     if labels.size < bins * MINIMUM_IN_BIN:
         raise TooFew(f"{labels.size} rows; {bins} bins need at least {bins * MINIMUM_IN_BIN}")
@@ -65,7 +65,7 @@ def calibration(labels: Floats, scores: Floats, bins: int, *, confidence: float 
     variance = np.maximum(measured, implied) / counts
     error = float(np.sum(shares * np.abs(errors)))
     # |ECE - truth| <= sum of shares * |error - its truth| <= (Cauchy-Schwarz) what the ellipsoid allows.
-    reach = math.sqrt(float(chi2.ppf(confidence, counts.size)) * float(np.sum(shares**2 * variance)))
+    reach = math.sqrt(float(chdtri(counts.size, 1 - confidence)) * float(np.sum(shares**2 * variance)))
     off, half = float(residuals.mean()), deviate(confidence) * float(residuals.std(ddof=1)) / math.sqrt(labels.size)
     found = zip(counts, np.bincount(place, scores) / counts, np.bincount(place, labels) / counts, strict=True)
     return Calibration(

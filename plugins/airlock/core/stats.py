@@ -270,10 +270,12 @@ def shortfall_p_value(
         TooFew: the rows cannot carry the metric.
     """
     if metric == "accuracy" and 0 <= bound <= 1 and labels.size:
-        from scipy.stats import binom
+        from scipy.special import bdtr, bdtrc
 
         right = _right(labels, scores, threshold)
-        return float(binom.cdf(right, labels.size, bound) if at_least else binom.sf(right - 1, labels.size, bound))
+        if at_least:
+            return float(bdtr(right, labels.size, bound))
+        return float(bdtrc(right - 1, labels.size, bound)) if right else 1.0
     estimate, parts = _parts(metric, labels, scores, threshold)
     above, error = estimate - bound if at_least else bound - estimate, _error(parts)
     if error == 0:
