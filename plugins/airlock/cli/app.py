@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from airlock.cli import deliver, demo, experiment, ledger, models, reconcile, record, spec, stack, steer
+from airlock.cli import deliver, demo, experiment, ledger, models, policy, reconcile, record, spec, stack, steer
 
 app = typer.Typer(
     name="airlock",
@@ -48,6 +48,7 @@ app.add_typer(experiment.app, name="experiment")
 app.add_typer(deliver.app, name="deliver")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(record.app, name="record")
+app.add_typer(policy.app, name="policy")
 app.command(epilog="Example: airlock train flight_delay --until 2013-03-31 --trials 10")(models.train)
 app.command(epilog="Example: airlock release flight_delay --version 3")(models.release)
 app.command(epilog='Example: airlock approve flight_delay --comment "looks right"')(models.approve)

@@ -232,7 +232,7 @@ class _Look:
         for guard, limit in self._on_outcomes:
             if guard.name == name:
                 spare = state.surplus.get(limit.name, [])
-                found, spare = outcomes(guard, matched.values, matched.ours == 1, spare, MOST_SURPLUS)
+                found, _, spare = outcomes(guard, matched.values, matched.ours == 1, spare, MOST_SURPLUS)
                 state.surplus[limit.name] = spare
                 _add(state, limit.name, found)
 

@@ -61,15 +61,16 @@ def losses(metric: str, labels: Floats, scores: Floats, threshold: float) -> Flo
     """Each row's loss; for RMSE its squared error, for accuracy 1 where the decision was wrong."""
     match metric:
         case "log_loss":
-            return log_losses(labels, scores)
+            found = log_losses(labels, scores)
         case "brier" | "squared_error" | "rmse":
-            squared: Floats = (scores - labels) ** 2
-            return squared
+            found: Floats = (scores - labels) ** 2
         case "absolute_error" | "mae":
-            return np.fabs(scores - labels)
+            found = np.abs(scores - labels)
         case "zero_one" | "accuracy":
-            return ((scores >= threshold) != (labels == 1)).astype(np.float64)
-    raise ValueError(f"{metric} is no mean over rows")
+            found = ((scores >= threshold) != (labels == 1)).astype(np.float64)
+        case _:
+            raise ValueError(f"{metric} is no mean over rows")
+    return found
 
 
 def batches(guard: Guard, limit: Limit, rows: Labelled) -> tuple[Floats, Labelled]:
@@ -79,7 +80,7 @@ def batches(guard: Guard, limit: Limit, rows: Labelled) -> tuple[Floats, Labelle
     alone, given which its AUC is as good as that of any other batch.
     """
     assert isinstance(guard, LabelMetricGuard)  # noqa: S101 - only these are judged in batches
-    ends = _ends(rows.labels, limit.batch, classes=guard.metric == "roc_auc")
+    ends = batch_ends(guard, limit, rows.labels)
     if not ends:
         return np.empty(0), rows
     whole, batch = rows.only(slice(None, ends[-1])), np.repeat(np.arange(len(ends)), np.diff([0, *ends]))
@@ -88,8 +89,9 @@ def batches(guard: Guard, limit: Limit, rows: Labelled) -> tuple[Floats, Labelle
     return found, rows.only(slice(ends[-1], None))
 
 
-def _ends(labels: Floats, size: int, *, classes: bool) -> list[int]:
-    """Where the batches end."""
+def batch_ends(guard: Guard, limit: Limit, labels: Floats) -> list[int]:
+    """Where the whole batches end."""
+    size, classes = limit.batch, isinstance(guard, LabelMetricGuard) and guard.metric == "roc_auc"
     positives = np.cumsum(labels == 1)
     negatives = np.arange(1, labels.size + 1) - positives
     ends: list[int] = []
@@ -127,8 +129,8 @@ def _of_batches(metric: str, labels: Floats, scores: Floats, batch: npt.NDArray[
 
 def outcomes(
     guard: BusinessMetricGuard, values: Floats, candidate: npt.NDArray[np.bool_], surplus: list[float], most: int
-) -> tuple[Floats, list[float]]:
-    """Observations of outcomes in the order in which they became known, and what is left without a partner.
+) -> tuple[Floats, npt.NDArray[np.intp], list[float]]:
+    """Observations of outcomes in the order in which they became known, the outcome that completed each, and the rest.
 
     For ``max_drop`` the next outcome of one version is paired with the oldest of the other's that is left. ``surplus``
     holds the values of one version, the candidate's with a 1 in front and the champion's with a 0; the newest
@@ -136,14 +138,16 @@ def outcomes(
     """
     if guard.max_drop is None:
         own = values[candidate]
-        return (own if guard.max is not None else -own), surplus
+        return (own if guard.max is not None else -own), np.flatnonzero(candidate), surplus
     spare = deque(surplus[1:], maxlen=most)
-    whose, found = bool(surplus[0]) if surplus else False, []
-    for value, ours in zip(values.tolist(), candidate.tolist(), strict=True):
+    whose = bool(surplus[0]) if surplus else False
+    found, places = [], []
+    for place, (value, ours) in enumerate(zip(values.tolist(), candidate.tolist(), strict=True)):
         if spare and ours is not whose:
             other = spare.popleft()
             found.append(other - value if ours else value - other)
+            places.append(place)
         else:
             whose = ours
             spare.append(value)
-    return np.array(found, np.float64), [float(whose), *spare] if spare else []
+    return np.array(found, np.float64), np.array(places, np.intp), [float(whose), *spare] if spare else []

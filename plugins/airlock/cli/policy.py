@@ -1,0 +1,250 @@
+"""``airlock policy``: try a policy on traffic that was, or might have been. Needs no running stack."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airlock import settings
+from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reported
+
+if TYPE_CHECKING:
+    from airlock.core.replay_report import Repeated, ReplayReport
+    from airlock.core.spec import ModelSpec
+    from airlock.steps.replay import Recorded, Simulation
+
+app = typer.Typer(help="Try a policy before anyone trusts it with traffic.", no_args_is_help=True)
+
+
+@app.callback()
+def _policy() -> None:
+    """Keep ``replay`` a verb of its own."""
+
+
+@app.command(epilog='Example: airlock policy replay flight_delay --simulate "error_rate=0.08,rate=600" --repeats 100')
+def replay(
+    model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")],
+    policy: Annotated[
+        Path | None, typer.Option(help="Another spec whose rollout and guards to try.", exists=True, dir_okay=False)
+    ] = None,
+    release: Annotated[str | None, typer.Option(help="Replay what was logged of this release.")] = None,
+    candidate: Annotated[str | None, typer.Option(help="Replay what this version was asked; with --champion.")] = None,
+    champion: Annotated[str | None, typer.Option(help="The version it is compared with.")] = None,
+    since: Annotated[str | None, typer.Option("--from", help="Only events from this time on, ISO 8601.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only events before this time, ISO 8601.")] = None,
+    simulate: Annotated[
+        str | None,
+        typer.Option(
+            help="Simulate instead: error_rate, shift, noise, flips, latency (1: at the bound), loss, spread, delay "
+            "(seconds), requests, rate (a minute), as KEY=VALUE,KEY=VALUE."
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, max=100_000, help="How often to simulate.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first simulation; the next ones count up.")] = 7,
+    look_every: Annotated[int, typer.Option(min=1, help="Requests between two looks.")] = 100,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: a .png, .svg or .pdf file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a policy decides about recorded or simulated traffic, when, and how wrong.
+
+    Without --simulate, --release or --candidate it replays the newest release in the ledger.
+    """
+    from airlock import specs
+
+    with reported():
+        here = settings.load()
+        spec = specs.find(here, model) if policy is None else specs.load_spec(policy)
+        if spec.model != model:
+            fail(f"{policy} is the spec of {spec.model}, not of {model}", Exit.USAGE)
+        if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
+            fail(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf", Exit.USAGE)
+        if simulate is not None:
+            if given := [f"--{name}" for name, value in _recorded(release, candidate, champion, since, until) if value]:
+                fail(f"--simulate makes up its traffic: leave {', '.join(given)} out", Exit.USAGE)
+            _simulated(spec, _simulation(simulate), repeats, seed, look_every, plot, as_json=as_json)
+            return
+        if repeats != 1:
+            fail("a recorded log has happened once: --repeats goes with --simulate", Exit.USAGE)
+        if release is not None and (candidate or champion):
+            fail("--release says which versions they are: leave --candidate and --champion out", Exit.USAGE)
+        if (candidate is None) != (champion is None):
+            fail("--candidate and --champion go together", Exit.USAGE)
+        if candidate is None or champion is None:
+            release, candidate, champion = _release(here, model, release)
+        from airlock.steps.replay import recorded
+
+        with err.status("reading the prediction log", spinner="dots"):
+            traffic = recorded(
+                spec,
+                here,
+                candidate=candidate,
+                champion=champion,
+                release=release,
+                since=_time(since),
+                until=_time(until),
+                every=look_every,
+            )
+        _replay_recorded(spec, traffic, f"version {candidate} against {champion}", plot, as_json=as_json)
+
+
+def _recorded(*values: str | None) -> list[tuple[str, str | None]]:
+    return list(zip(("release", "candidate", "champion", "from", "until"), values, strict=True))
+
+
+def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[str, str, str]:
+    """A release of the ledger, with its versions."""
+    from airlock.core.errors import NotFound
+    from airlock.ledger import Ledger
+
+    ledger = Ledger(here.ledger_url)
+    found = next((one for one in ledger.releases(model) if wanted in (None, one.id) and one.champion), None)
+    if found is None or found.champion is None:
+        asked = f"release {wanted} of {model} with a champion beside it" if wanted else f"release of {model} to replay"
+        raise NotFound(
+            f"the ledger has no {asked}; name the versions with --candidate and --champion, or try --simulate"
+        )
+    return found.id, found.version, found.champion
+
+
+def _replay_recorded(spec: ModelSpec, traffic: Recorded, who: str, plot: Path | None, *, as_json: bool) -> None:
+    from airlock.core.replay import Glance, replay
+    from airlock.steps.replay_plot import Line, draw_one, line
+
+    lines: list[Line] = []
+    with err.status("", spinner="dots") as status:
+
+        def watch(glance: Glance) -> None:
+            status.update(f"{glance.request:,} of {traffic.requests:,} requests, {glance.step}")
+            if plot is not None:
+                lines.append(line(spec, glance))
+
+        report = replay(spec, traffic.frames, watch)
+    if plot is not None:
+        draw_one(plot, f"{spec.model}: {who}", lines, report)
+    if as_json:
+        document = {
+            "model": spec.model,
+            "recorded": {"since": traffic.since, "until": traffic.until, "requests": traffic.requests},
+            "caveat": traffic.caveat,
+            **_document(report),
+        }
+        print_json(document)
+        return
+    out.print(f"{spec.model}: {who}, {traffic.requests:,} requests from {traffic.since} to {traffic.until}")
+    _tell(report)
+    out.print(f"[bold]how wrong[/bold]: {report.wrong or 'all of the traffic says the same'}", markup=True)
+    out.print(f"\n{traffic.caveat}.", markup=False)
+    _tell_plot(plot)
+
+
+def _simulated(
+    spec: ModelSpec, simulation: Simulation, repeats: int, seed: int, every: int, plot: Path | None, *, as_json: bool
+) -> None:
+    from rich.progress import track
+
+    from airlock.core.replay import replay
+    from airlock.core.replay_report import repeated
+    from airlock.steps.replay import simulated, truth
+    from airlock.steps.replay_plot import Line, draw_many, draw_one, line
+
+    true = truth(spec, simulation)
+    lines: list[Line] = []
+    watch = (lambda glance: lines.append(line(spec, glance))) if plot is not None and repeats == 1 else None
+    seeds = track(range(seed, seed + repeats), "replaying", console=err, transient=True, disable=repeats == 1)
+    reports = [replay(spec, simulated(spec, simulation, seed=one, every=every), watch) for one in seeds]
+    found = repeated(reports, true.bad)
+    if plot is not None and repeats == 1:
+        draw_one(plot, f"{spec.model}, simulated", lines, reports[0])
+    elif plot is not None:
+        draw_many(plot, f"{spec.model}, {repeats} simulated releases", reports)
+    if as_json:
+        document = {
+            "model": spec.model,
+            "simulation": simulation.model_dump(),
+            "seed": seed,
+            "truth": {"means": true.means, "bad": true.bad},
+            "repeated": found.model_dump(mode="json"),
+            **_document(reports[0]),
+        }
+        print_json(document)
+        return
+    out.print(f"{spec.model}: {simulation.requests:,} simulated requests at {simulation.rate:g} a minute, seed {seed}")
+    _tell(reports[0])
+    _tell_repeated(found)
+    _tell_plot(plot)
+
+
+def _tell(report: ReplayReport) -> None:
+    """The decisions as a table, and the end."""
+    from rich.table import Table
+
+    table = Table("request", "time", "step", "decision", "by", "reason", box=None, pad_edge=False)
+    for decided in report.decisions:
+        when = f"{decided.at:%Y-%m-%d %H:%M:%S}"
+        table.add_row(f"{decided.request:,}", when, decided.step, decided.action, decided.by, decided.reason)
+    out.print(table, markup=False)
+    out.print(f"[bold]end[/bold]: {report.ending.replace('_', ' ')}", markup=True)
+    if not report.decisions or report.ending in ("promoted", "unfinished"):
+        out.print(report.reason, markup=False)
+
+
+def _tell_repeated(found: Repeated) -> None:
+    said = f"the truth breaks {', '.join(found.bad)}" if found.bad else "the truth keeps every bound"
+    wrong = (f"missed in {found.missed}" if found.bad else f"falsely taken back in {found.false_rollbacks}") + " of "
+    out.print(
+        f"[bold]how wrong[/bold]: {said}; {wrong}{found.runs} "
+        f"({100 * found.rate:.2g} %, 95 % interval {100 * found.low:.2g} to {100 * found.high:.2g} %)"
+    )
+    if found.to_detection:
+        name = "requests until it was taken back"
+        out.print(f"{name}: median {found.to_detection['median']:,.0f}, p90 {found.to_detection['p90']:,.0f}")
+    if found.runs > 1:
+        endings = ", ".join(f"{number} {ending.replace('_', ' ')}" for ending, number in sorted(found.endings.items()))
+        out.print(f"of {found.runs} runs: {endings}; the table shows the first")
+
+
+def _tell_plot(plot: Path | None) -> None:
+    if plot is not None:
+        out.print(f"drawn to {plot}", markup=False)
+
+
+def _document(report: ReplayReport) -> dict[str, Any]:
+    return {**report.model_dump(mode="json"), "wrong": report.wrong, "over": list(report.over)}
+
+
+def _simulation(text: str) -> Simulation:
+    """``KEY=VALUE,KEY=VALUE``."""
+    from difflib import get_close_matches
+
+    from pydantic import ValidationError
+
+    from airlock.steps.replay import Simulation
+
+    found: dict[str, str] = {}
+    for pair in filter(None, (part.strip() for part in text.split(","))):
+        key, separator, value = pair.partition("=")
+        if not separator:
+            fail(f"--simulate: expected KEY=VALUE, got {pair!r}", Exit.USAGE)
+        if key not in Simulation.model_fields:
+            close = get_close_matches(key, Simulation.model_fields, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            fail(f"--simulate: there is no {key!r}{hint} There are: {', '.join(Simulation.model_fields)}", Exit.USAGE)
+        found[key] = value
+    try:
+        return Simulation.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        fail(f"--simulate: {first['loc'][0]}={first['input']}: {first['msg']}", Exit.USAGE)
+
+
+def _time(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"expected a time such as 2013-03-31 or 2013-03-31T12:00:00+00:00, got {text!r}", Exit.USAGE)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
