@@ -357,3 +357,24 @@ def test_an_ejection_is_seen_by_whoever_looks(control: ReleaseControl, settings:
     decision = control.observe(release.id, seen(on_disk(settings), ejection=ejection(release)))
     assert decision.action == "roll_back"
     assert "9 of 50" in control.roll_back(release.id, reason=decision.reason).reason
+
+
+def test_what_was_ejected_after_it_was_judged_goes_no_further(control: ReleaseControl, settings: Settings) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2", "canary_5")
+    settings.ejections.mkdir()
+    written = settings.ejections / "m.json"
+    written.write_text(ejection(release).model_dump_json())
+    with pytest.raises(Conflict, match="ejected version 2 meanwhile: 9 of 50"):
+        control.enter(release.id, "canary_100")
+    written.unlink()
+    control.enter(release.id, "canary_100")
+    held(control, release)
+    written.write_text(ejection(release).model_dump_json())
+    with pytest.raises(Conflict, match="ejected version 2 meanwhile"):
+        control.promote(release.id)
+    written.write_text("{ torn")
+    with pytest.raises(Conflict, match="does not say what the gateway ejected"):
+        control.promote(release.id)
+    written.write_text(ejection(release.model_copy(update={"id": "another"})).model_dump_json())
+    assert control.promote(release.id).phase is Phase.PROMOTED

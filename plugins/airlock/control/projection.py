@@ -1,6 +1,7 @@
-"""Projections of the ledger: the route file that the gateway reads, and the MLflow aliases.
+"""What lies between the ledger and the others: the route file and the MLflow aliases, and what the gateway ejected.
 
-Both can be made again from the ledger at any time; neither is ever read to decide something.
+The file and the aliases are projections: they can be made again from the ledger at any time, and neither is ever read
+to decide something.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from airlock.core.errors import RouteError, Unavailable
+from pydantic import ValidationError
+
+from airlock.core.errors import Conflict, RouteError, Unavailable
 from airlock.core.release import LIVE, WAITING
 from airlock.core.route import Route, parse_route
+from airlock.core.tally import Ejection
 from airlock.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -64,6 +68,21 @@ def read_route(folder: Path, model: str) -> Route | None:
         return parse_route((folder / f"{model}.json").read_bytes())
     except (FileNotFoundError, RouteError):
         return None
+
+
+def read_ejection(folder: Path, model: str) -> Ejection | None:
+    """What the gateway ejected last; it outlives the gateway.
+
+    Raises:
+        Conflict: nobody can read what it wrote, and so nobody knows who must not answer.
+    """
+    path = folder / f"{model}.json"
+    try:
+        return Ejection.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise Conflict(f"{path} does not say what the gateway ejected: {error}; repair or remove it") from error
 
 
 def show_aliases(ledger: Ledger, model: str, aliases: Aliases) -> None:

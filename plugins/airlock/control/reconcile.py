@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from airlock.control.projection import Aliases, read_route
+from airlock.control.projection import Aliases, read_ejection, read_route
 from airlock.control.release import ReleaseControl
 from airlock.control.turn import CONTROLLER
-from airlock.core.errors import AirlockError
+from airlock.core.errors import AirlockError, Conflict
 from airlock.core.release import LIVE, WAITING, Release
 from airlock.core.route import Route
-from airlock.core.tally import Ejection, GatewayStatus
+from airlock.core.tally import GatewayStatus
 
 GRACE = timedelta(minutes=2)
 """How long an effect or a gateway may take before it counts as lost: whoever caused it is at it."""
@@ -127,7 +127,11 @@ class _Reconciliation:
 
     def ejection(self, status: GatewayStatus | None) -> Iterator[Repair]:
         """A version that the gateway has ejected, and whose release goes on in the ledger."""
-        ejected = (status.ejection if status is not None else None) or self._written_ejection()
+        ejected = status.ejection if status is not None else None
+        try:
+            ejected = ejected or read_ejection(self.control.settings.ejections, self.model)
+        except Conflict as error:
+            yield Repair(kind="ejection", what=str(error), done=False)
         if ejected is None:
             return
         for release in self.ledger.releases(self.model, phases=LIVE):
@@ -221,10 +225,3 @@ class _Reconciliation:
 
     def _catch_up(self) -> None:
         self.control.catch_up(strictly=True)
-
-    def _written_ejection(self) -> Ejection | None:
-        """What the gateway left on the disk; it outlives the gateway."""
-        try:
-            return Ejection.model_validate_json((self.control.settings.ejections / f"{self.model}.json").read_bytes())
-        except (OSError, ValidationError):
-            return None

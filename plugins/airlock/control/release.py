@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from airlock.control.approval import Approvals
+from airlock.control.projection import read_ejection
 from airlock.control.steering import Steering
 from airlock.control.turn import CONTROLLER
 from airlock.core.decide import Decision, Evidence, decide, decide_late, holds_back
@@ -96,7 +97,8 @@ class ReleaseControl(Steering, Approvals):
         release is, and no share moves back. One that is paused stays where it is too: enter again when it goes on.
 
         Raises:
-            Conflict: the step is not the next one, or the version was judged against another champion.
+            Conflict: the step is not the next one, the version was judged against another champion, or the gateway
+                has ejected it.
         """
         todo = planned(self.spec, step)
         with self.turn() as turn:
@@ -105,6 +107,7 @@ class ReleaseControl(Steering, Approvals):
                 return release
             event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
             next_phase(release.phase, event)  # before a route is made for it: a release that has ended gets none
+            self._require_not_ejected(release)
             champion = self._opponent(release)
             reason = f"{step}: {todo.weight:g} % of the traffic" if todo.role == "served" else step.replace("_", " ")
             text = f"version {release.version} {reason}"
@@ -140,8 +143,8 @@ class ReleaseControl(Steering, Approvals):
         step that was only entered, or whose task was marked as done by hand, promotes nothing.
 
         Raises:
-            Conflict: the release is paused, does not stand in its last step, was not let through it, was opened with
-                a gate that did not pass, or is not approved where the spec asks for that before the promotion.
+            Conflict: the release is paused, ejected, not in its last step or not let through it, was opened with a
+                gate that did not pass, or is not approved where the spec asks for that before the promotion.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
@@ -269,12 +272,19 @@ class ReleaseControl(Steering, Approvals):
             raise Conflict(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
         return champion
 
+    def _require_not_ejected(self, release: Release) -> None:
+        """A guard may have failed since the step was judged: the gateway does not wait to be asked."""
+        ejected = read_ejection(self.settings.ejections, self.spec.model)
+        if ejected is not None and (ejected.release, ejected.version) == (release.id, release.version):
+            raise Conflict(f"the gateway ejected version {release.version} meanwhile: {ejected.reason}")
+
     def _require_gates(self, release: Release) -> None:
         if back := [verdict for verdict in self._newest_verdicts(release, GATES) if verdict.holds_back]:
             found = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in back)
             raise Conflict(f"release {release.id} was opened with gates that did not pass: {found}")
 
     def _require_let_through(self, release: Release, last: PlannedStep) -> None:
+        self._require_not_ejected(release)
         if release.step != last.name:
             raise Conflict(
                 f"release {release.id} stands in {release.step or release.phase}; it goes on after {last.name} only"
