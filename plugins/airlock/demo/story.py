@@ -340,10 +340,11 @@ class Story:
 
 
 def _gates(verdicts: list[Verdict]) -> str:
-    """How many gates passed, and the first metric that came with an interval."""
-    passed = sum(verdict.status is Status.PASS for verdict in verdicts)
-    measured = next((v for v in verdicts if v.metric and v.estimate is not None and v.low is not None), None)
-    told = f"{passed} of {len(verdicts)} gates passed"
+    """How many of the gates that count passed, and the first metric that is an estimate rather than a count."""
+    counted = [verdict for verdict in verdicts if not verdict.dry_run]
+    passed = sum(verdict.status is Status.PASS for verdict in counted)
+    measured = next((v for v in counted if v.metric and v.estimate is not None and v.low != v.high), None)
+    told = f"{passed} of {len(counted)} gates passed"
     if measured is None:
         return told
     return f"{told}, {measured.metric} {measured.estimate:.3f} ({measured.low:.3f} to {measured.high:.3f})"
