@@ -24,16 +24,12 @@ from gateway.prediction_writer import Entry, Origin, PredictionWriter
 from gateway.serving import Effect, Served
 from gateway.shadow import Scored, Task
 from gateway.stand_ins import Means
-from gateway.versions import Version, VersionFailed
+from gateway.versions import TimedOut, Version, VersionFailed
 
 logger = logging.getLogger("airlock.gateway")
 
 _THREADS = 4
 _PATIENCE_SECONDS = 5.0
-
-
-class TimedOut(VersionFailed):
-    """A version took longer than the route allows."""
 
 
 class Asked(NamedTuple):
@@ -72,7 +68,7 @@ class Asker:
         started = time.perf_counter()
         try:
             if version.is_cheap(len(asked.origin.rows)):
-                answers = version.answer(effect.feeds[version.name], asked.origin.rows)
+                answers = version.answer(effect.feeds[version.name], asked.origin.rows, timeout_ms)
             else:
                 answers = await self._in_thread(asked, version, timeout_ms)
             latency = (time.perf_counter() - started) * 1000
@@ -104,7 +100,7 @@ class Asker:
             # Runs that are out of time still hold every thread: another one would only wait behind them.
             raise TimedOut(f"not asked: {_THREADS} earlier runs have not ended yet")
         self._busy += 1
-        future = loop.run_in_executor(self._threads, version.answer, feeds, rows)
+        future = loop.run_in_executor(self._threads, version.answer, feeds, rows, timeout_ms)
         future.add_done_callback(self._ended)
         try:
             return await asyncio.wait_for(asyncio.shield(future), timeout_ms / 1000)
@@ -176,8 +172,8 @@ class Asker:
                 continue
             asked = Asked(task.served, task.effect, task.origin)
             limit = task.effect.route.timeout_ms
-            if answers is None:
-                self._failed(asked, task.version, SHADOW, latency, VersionFailed(error))
+            if error is not None:
+                self._failed(asked, task.version, SHADOW, latency, error)
             elif latency > limit:
                 message = f"took {latency:.0f} ms of the {limit:g} ms that the route allows"
                 self._failed(asked, task.version, SHADOW, latency, TimedOut(message))

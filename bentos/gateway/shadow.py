@@ -35,11 +35,11 @@ class Task(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What came of a task: answers, or why there are none."""
+    """What came of a task: answers, or why there are none (``error`` is set)."""
 
     task: Task
-    answers: list[float] | None
-    error: str | None
+    answers: list[float]
+    error: VersionFailed | None
     latency_ms: float
 
 
@@ -102,9 +102,11 @@ class ShadowWorker:
 
 def _score(task: Task) -> Scored:
     started = time.perf_counter()
-    answers, error = None, None
+    answers: list[float] = []
+    error: VersionFailed | None = None
+    effect = task.effect
     try:
-        answers = task.version.answer(task.effect.feeds[task.version.name], task.origin.rows)
+        answers = task.version.answer(effect.feeds[task.version.name], task.origin.rows, effect.route.timeout_ms)
     except VersionFailed as failure:
-        error = str(failure)
+        error = failure
     return Scored(task, answers, error, (time.perf_counter() - started) * 1000)

@@ -16,15 +16,21 @@ from airlock.core.errors import ArtifactCorrupt
 from airlock.core.route import Bundle
 from airlock.core.spec import Task
 from gateway.schema import Feeds, Row, Schema
+from gateway.watchdog import Watchdog
 
 INLINE_MS = 2.0
 """A run that is expected to take longer leaves the event loop and goes to a thread."""
 
 _WINDOW = 8
+_WATCHDOG = Watchdog()
 
 
 class VersionFailed(Exception):
     """A version did not answer."""
+
+
+class TimedOut(VersionFailed):
+    """A version took longer than the route allows."""
 
 
 class Version:
@@ -84,33 +90,42 @@ class Version:
     def is_cheap(self, rows: int) -> bool:
         return self.ms_per_row * rows <= INLINE_MS
 
-    def answer(self, feeds: Feeds, rows: Sequence[Row]) -> list[float]:
+    def answer(self, feeds: Feeds, rows: Sequence[Row], timeout_ms: float | None = None) -> list[float]:
         """One probability or value a row.
 
         Raises:
+            TimedOut: the run was ended because it was not over after ``timeout_ms``.
             VersionFailed: the model raised, or an answer is not a finite number.
         """
         if missing := feeds.lacks(rows):
             raise VersionFailed(f"the request does not carry {missing}")
+        options = None if timeout_ms is None else _WATCHDOG.begin(timeout_ms / 1000)
         started = time.perf_counter()
         try:
-            answers = self._answers(feeds, rows)
+            answers = self._answers(feeds, rows, options)
         except Exception as error:  # ONNX Runtime's exceptions share no narrower base
+            if options is not None and options.terminate:
+                # Not on the event loop again before it has shown for a while that it comes back.
+                self.ms_per_row = self._best = math.inf
+                self._runs = 0
+                raise TimedOut(f"ended after the {timeout_ms:g} ms that the route allows") from error
             raise VersionFailed(str(error).strip() or type(error).__name__) from error
         finally:
-            if len(rows) == 1:
-                self._took((time.perf_counter() - started) * 1000)
+            if options is not None:
+                _WATCHDOG.end(options)
+        if len(rows) == 1:
+            self._took((time.perf_counter() - started) * 1000)
         if not all(map(math.isfinite, answers)):
             raise VersionFailed("the answer is not a finite number")
         return answers
 
-    def _answers(self, feeds: Feeds, rows: Sequence[Row]) -> list[float]:
+    def _answers(self, feeds: Feeds, rows: Sequence[Row], options: onnxruntime.RunOptions | None = None) -> list[float]:
         if len(rows) == 1 and self._one_row is not None and self._one_row.lock.acquire(blocking=False):
             try:
-                return [self._one_row(feeds.numbers(rows[0]))]
+                return [self._one_row(feeds.numbers(rows[0]), options)]
             finally:
                 self._one_row.lock.release()
-        (output,) = self._run(self._outputs, feeds(rows))
+        (output,) = self._run(self._outputs, feeds(rows), options)
         answers: list[float] = np.asarray(output, np.float64).reshape(len(rows)).tolist()
         return answers
 
@@ -134,10 +149,10 @@ class _OneRow:
         rank = len(session.get_outputs()[0].shape)
         self._binding.bind_output(manifest.output, "cpu", 0, np.float32, (1,) * rank, self._answer.ctypes.data)
 
-    def __call__(self, numbers: list[float | None]) -> float:
+    def __call__(self, numbers: list[float | None], options: onnxruntime.RunOptions | None) -> float:
         self._answer[0, 0] = np.nan  # whatever the run does, no earlier answer is taken for this one
         self._numbers[:] = numbers
-        self._run(self._binding)
+        self._run(self._binding, options)
         return float(self._answer[0, 0])
 
 

@@ -218,6 +218,38 @@ def test_a_run_that_was_cheap_until_now_is_held_to_its_time_as_well(tmp_path: Pa
     in_gateway(tmp_path, body)
 
 
+def test_a_version_that_was_quick_and_then_hangs_is_ended(tmp_path: Path, champion: Bundle) -> None:
+    hanging = bundle(tmp_path / "hanging", hangs_above=("distance", 9000.0))
+    publish(tmp_path, route(champion, candidate=hanging, share=100, timeout_ms=50))
+
+    async def body(gateway: Running) -> None:
+        assert (await gateway.ask())["version"] == "2"
+        version = gateway.gateway.routes.models["late"].effect.candidate
+        assert version is not None
+        assert version.is_cheap(1), "it is asked on the event loop"
+        answer = await gateway.ask(row=GOOD_ROW | {"distance": 9500.0})
+        assert (answer["version"], answer["fallback"]) == ("1", "champion")
+        assert not version.is_cheap(1)
+        assert (await gateway.ask())["version"] == "2"
+        assert (await gateway.status()).total["2"]["served"].timeouts == 1
+
+    in_gateway(tmp_path, body)
+
+
+def test_a_shadow_that_hangs_is_ended_and_counted(tmp_path: Path, champion: Bundle) -> None:
+    hanging = bundle(tmp_path / "hanging", hangs_above=("distance", 9000.0))
+    publish(tmp_path, route(champion, candidate=hanging, shadow=True, timeout_ms=50))
+
+    async def body(gateway: Running) -> None:
+        for distance in (9500.0, 1.0):
+            assert (await gateway.ask(row=GOOD_ROW | {"distance": distance}))["version"] == "1"
+        status = await gateway.until(lambda s: "2" in s.total and s.total["2"]["shadow"].requests == 2)
+        assert status.total["2"]["shadow"].timeouts == 1
+        assert status.total["2"]["shadow"].difference.n == 1
+
+    in_gateway(tmp_path, body)
+
+
 def test_a_version_that_failed_a_request_is_not_asked_it_again(
     tmp_path: Path, champion: Bundle, raising: Bundle
 ) -> None:

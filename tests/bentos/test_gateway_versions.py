@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gateway.schema import Feeds, Schema
-from gateway.versions import Version, VersionFailed
+from gateway.versions import TimedOut, Version, VersionFailed
 
 from airlock.core.bundle import MANIFEST
 from airlock.core.errors import ArtifactCorrupt
@@ -70,6 +70,17 @@ def test_an_answer_that_is_no_number_is_a_failure(tmp_path: Path) -> None:
     for rows in (1, 2):
         with pytest.raises(VersionFailed, match="finite"):
             version.answer(feeds, [[1.0, 2.0, 3.0]] * rows)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_run_that_does_not_end_is_ended(tmp_path: Path, rows: int) -> None:
+    version, feeds = loaded(tmp_path / "b", inputs=NUMBERS, hangs_above=("a", 9000.0))
+    assert version._one_row is not None
+    fine = [[1.0, 2.0, 3.0]] * rows
+    before = version.answer(feeds, fine, 10_000)
+    with pytest.raises(TimedOut, match="30 ms"):
+        version.answer(feeds, [[9500.0, 2.0, 3.0]] * rows, 30)
+    assert version.answer(feeds, fine, 10_000) == before
 
 
 def test_a_bundle_that_cannot_answer_is_not_loaded(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def graph(
     bias: float = 0.0,
     carriers: tuple[str, ...] | None = None,
     work: int = 0,
+    hangs_above: tuple[str, float] | None = None,
 ) -> bytes:
     """``sigmoid(bias + distance / 10,000 + ...)``, or the sum itself for any output but ``probability``.
 
@@ -39,6 +40,7 @@ def graph(
         carriers: raise on any other value of each string input, as a one-hot encoder without
             "unknown" does; unset: strings do not matter.
         work: size of the square matrices that are multiplied before the answer, to take time.
+        hangs_above: a number that never comes back when this input is above this value.
     """
     nodes, terms, constants = [], [], []
 
@@ -74,6 +76,15 @@ def graph(
         nodes.append(helper.make_node("ReduceMean", ["work_b"], ["work_mean"], keepdims=0))
         nodes.append(helper.make_node("Mul", ["work_mean", zero], ["work_term"]))
         terms.append("work_term")
+    if hangs_above:
+        name, most = hangs_above
+        nodes.append(helper.make_node("ReduceMax", [f"{name}_known"], ["hang_top"], keepdims=0))
+        nodes.append(helper.make_node("Greater", ["hang_top", constant("hang_most", most)], ["hang"]))
+        nodes.append(helper.make_node("Cast", ["hang"], ["hang_once"], to=TensorProto.INT64))
+        nodes.append(helper.make_node("Mul", ["hang_once", constant("for_ever", 2**60, np.int64)], ["hang_rounds"]))
+        nodes.append(helper.make_node("Mul", [f"{name}_known", zero], ["hang_zero"]))
+        nodes.append(helper.make_node("Loop", ["hang_rounds", "", "hang_zero"], ["hang_term"], body=_nothing()))
+        terms.append("hang_term")
     terms.append(constant("bias", bias))
     nodes.append(helper.make_node("Sum", terms, ["total"]))
     nodes.append(helper.make_node("Sigmoid" if output == "probability" else "Identity", ["total"], [output]))
@@ -91,6 +102,24 @@ def graph(
     )
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def _nothing() -> onnx.GraphProto:
+    """The body of a loop that hands its value on."""
+    value = [None, 1]
+    return helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["still"]), helper.make_node("Identity", ["value_in"], ["value_out"])],
+        "nothing",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value_in", TensorProto.FLOAT, value),
+        ],
+        [
+            helper.make_tensor_value_info("still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("value_out", TensorProto.FLOAT, value),
+        ],
+    )
 
 
 def bundle(
