@@ -33,8 +33,9 @@ class GatewayProcess:
         service: str = "gateway.service:Gateway",
         working_dir: Path | None = REPOSITORY / "bentos",
         environment: dict[str, str] | None = None,
+        port: int | None = None,
     ) -> None:
-        port = free_port()
+        port = port or free_port()
         self.home = home
         self.url = f"http://127.0.0.1:{port}"
         self.log = home / f"gateway-{port}.log"
