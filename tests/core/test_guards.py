@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from airlock.core.guards import breach, judge, limits_of, slow_limits
 from airlock.core.limits import LABEL_BATCH, guarded
 from airlock.core.route import Limit
-from airlock.core.sequential import ASYMPTOTIC_MINIMUM
+from airlock.core.sequential import ASYMPTOTIC_MINIMUM, mean_log_e_value, rate_log_e_value
 from airlock.core.spec import ErrorRateGuard, ModelSpec
 from airlock.core.tally import BUCKETS, LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict, fold
@@ -254,6 +254,29 @@ class TestJudgements:
         assert reason.startswith("in this step the candidate failed 20 of 170 requests")
         verdict = judge(ALL[:1], total, fresh)[0]
         assert (verdict.status, verdict.reason, verdict.n) == (Status.FAIL, reason, 170)
+
+    def test_a_steps_sums_spend_their_own_part_of_the_budget(self) -> None:
+        """Half of alpha is the release's, and each of five steps has a fifth of the other half."""
+        limit = limits(ERRORS)[0]
+        for share, allowed in (("release", limit.alpha / 2), ("step", limit.alpha / 10)):
+            hits = next(k for k in range(100) if rate_log_e_value(k, 200, 0.02) >= -math.log(allowed))
+            for errors, broken in ((hits, True), (hits - 1, False)):
+                tally, good = Tally(requests=200, errors=errors), Tally(requests=100_000)
+                total, step = (tally, good) if share == "release" else (good + tally, tally)
+                assert (breach([limit], total, step) is not None) == broken, share
+
+    @pytest.mark.parametrize("side", [1, -1])
+    def test_each_side_of_a_difference_spends_half(self, side: int) -> None:
+        limit = limits(SHIFT, false_rollback_budget=0.02)[0]
+
+        def log_e(total: float) -> float:
+            return mean_log_e_value(500, total, 20.0, limit.bound, least=-1, greatest=1)
+
+        wanted = -math.log(limit.alpha / 2 / 2)
+        total = next(value / 100 for value in range(2500, 10_000) if log_e(value / 100) >= wanted)
+        for sums, broken in ((total, True), (total - 0.02, False)):
+            tally = Tally(difference=Sums(n=500, total=side * sums, squares=20.0))
+            assert (breach([limit], tally, tally) is not None) == broken
 
 
 def late(*, labelled: int = 700, due: int = 900, **observations: Sums) -> LateEvidence:

@@ -110,7 +110,8 @@ class TestRateTest:
 def test_bets_lie_between_nothing_and_everything(share: float) -> None:
     bets = sequential._bets(share)
     assert list(bets) == sorted(bets)
-    assert 0 < bets[0] < bets[-1] < 1
+    assert 0 < bets[0] < bets[-1]
+    assert bets[-1] == pytest.approx(0.9)
 
 
 def wealth(values: Floats, bound: float, least: float, greatest: float) -> float:
