@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, DownstreamTasksSkipped, TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped, TaskDeferred
 
 from airlock import steps
 from airlock.control import ReleaseControl
@@ -19,7 +19,7 @@ from airlock.core.errors import Unavailable
 from airlock.core.release import Phase, Release
 from airlock.core.verdict import Status, Verdict
 from airlock.ledger import Ledger
-from airlock.operators.approval import ApproveReleaseOperator
+from airlock.operators.approval import ApproveReleaseOperator, Asked
 from airlock.triggers.approval import ApprovalTrigger
 from tests.support.operator_world import Versions, bento, opened, promoted, waiting
 
@@ -36,31 +36,26 @@ class Airflow:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.answers: dict[Any, SimpleNamespace] = {}
+        self.answers: dict[Any, dict[str, Any]] = {}
 
     def ask(self, **request: Any) -> None:
         self.asked.append(request)
-        self.answers[request["ti_id"]] = SimpleNamespace(response_received=False, chosen_options=None)
+        self.answers[request["ti_id"]] = {}
 
     def answer(self, ti_id: Any, who: str, choice: str = "Approve", comment: str | None = None) -> None:
-        self.answers[ti_id] = SimpleNamespace(
-            response_received=True,
-            chosen_options=[choice],
-            params_input={"comment": comment},
-            responded_by_user=SimpleNamespace(id=who, name=who),
-        )
-
-    def detail(self, ti_id: Any) -> SimpleNamespace:
-        if ti_id not in self.answers:
-            raise AirflowRuntimeError(SimpleNamespace(error=SimpleNamespace(value="NOT_FOUND"), detail={}))  # type: ignore[arg-type]
-        return self.answers[ti_id]
+        self.answers[ti_id] = {
+            "chosen_options": [choice],
+            "params_input": {"comment": comment},
+            "responded_at": datetime.now(UTC),
+            "responded_by_user": {"id": who, "name": who},
+            "timedout": False,
+        }
 
 
 @pytest.fixture
 def airflow(monkeypatch: pytest.MonkeyPatch, versions: Versions) -> Airflow:
     airflow = Airflow()
     monkeypatch.setattr("airlock.operators.approval.upsert_hitl_detail", airflow.ask)
-    monkeypatch.setattr("airlock.operators.approval.get_hitl_detail_content_detail", airflow.detail)
     monkeypatch.setattr(steps, "drift", SimpleNamespace(latest_report=lambda *_: REPORT), raising=False)
     return airflow
 
@@ -73,7 +68,16 @@ def release(champion: Release, control: ReleaseControl) -> Release:
 class Questions:
     """The approval tasks of a release, as the DAG builder has them."""
 
-    def __init__(self, release: Release, make_context: Make, *names: str, again: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        airflow: Airflow,
+        release: Release,
+        make_context: Make,
+        *names: str,
+        again: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.airflow = airflow
         dag = DAG("toy__release", schedule=None)
         given = {"dag": dag, "model": "toy", "release": release.id, **kwargs}
         tasks = [ApproveReleaseOperator(task_id=name, **given) for name in names]
@@ -92,8 +96,10 @@ class Questions:
     def still_waits(self, name: str) -> ApprovalTrigger:
         return self._deferred(lambda: self.wake(name))
 
-    def wake(self, name: str, why: str = "somebody has answered") -> Any:
-        return self.tasks[name].execute_complete(self.contexts[name], {"reason": why})  # type: ignore[arg-type]
+    def wake(self, name: str, why: str = "") -> Any:
+        """As Airflow does with an answer, or the trigger with another reason."""
+        event = {"reason": why} if why else self.airflow.answers[self.ti(name)]
+        return self.tasks[name].execute_complete(self.contexts[name], event)  # type: ignore[arg-type]
 
     def ti(self, name: str) -> Any:
         return self.contexts[name]["ti"].id
@@ -113,7 +119,7 @@ class Questions:
 
 class TestQuestion:
     def test_shows_the_evidence(self, release: Release, airflow: Airflow, make_context: Make) -> None:
-        Questions(release, make_context, "approve", approvers=["grace"]).start("approve")
+        Questions(airflow, release, make_context, "approve", approvers=["grace"]).start("approve")
         (request,) = airflow.asked
         assert request["subject"] == "May toy version 2 see traffic?"
         assert request["assigned_users"] == [{"id": "grace", "name": "grace"}]
@@ -138,7 +144,7 @@ class TestQuestion:
             step="shadow",
             now=again.entered_at,
         )
-        Questions(again, make_context, "approve").start("approve")
+        Questions(airflow, again, make_context, "approve").start("approve")
         body = airflow.asked[0]["body"]
         assert "| slices | EWR | 700 | 0.7 | 0.66 to 0.74 | pass |" in body
         assert "| calibration | fail (dry run) |" in body
@@ -149,7 +155,7 @@ class TestQuestion:
         self, release: Release, airflow: Airflow, make_context: Make, versions: Versions
     ) -> None:
         versions.down = True
-        Questions(release, make_context, "approve").start("approve")
+        Questions(airflow, release, make_context, "approve").start("approve")
         assert "- MLflow: does not answer: MLflow does not answer" in airflow.asked[0]["body"]
         assert "threshold_rmse" in airflow.asked[0]["body"]
 
@@ -157,7 +163,7 @@ class TestQuestion:
         self, release: Release, airflow: Airflow, make_context: Make, respec: Respec
     ) -> None:
         respec(TWO)
-        trigger = Questions(release, make_context, "approve_1").start("approve_1")
+        trigger = Questions(airflow, release, make_context, "approve_1").start("approve_1")
         left = datetime.fromisoformat(trigger.expires_at) - datetime.now(UTC)
         assert timedelta(hours=1, minutes=59) < left <= timedelta(hours=2)
 
@@ -166,7 +172,7 @@ class TestAnswer:
     def test_is_kept_with_its_name_and_its_evidence(
         self, release: Release, airflow: Airflow, make_context: Make, ledger: Ledger, control: ReleaseControl
     ) -> None:
-        asked = Questions(release, make_context, "approve")
+        asked = Questions(airflow, release, make_context, "approve")
         asked.start("approve")
         shown = control.evidence(release.id)
         airflow.answer(asked.ti("approve"), "grace", comment="read it")
@@ -180,7 +186,7 @@ class TestAnswer:
     def test_a_no_ends_the_release(
         self, release: Release, airflow: Airflow, make_context: Make, ledger: Ledger
     ) -> None:
-        asked = Questions(release, make_context, "approve")
+        asked = Questions(airflow, release, make_context, "approve")
         asked.start("approve")
         airflow.answer(asked.ti("approve"), "grace", "Reject", "too risky")
         with pytest.raises(AirflowFailException, match="rejected by grace: too risky"):
@@ -191,36 +197,57 @@ class TestAnswer:
     def test_none_in_time_ends_the_release(
         self, release: Release, airflow: Airflow, make_context: Make, ledger: Ledger
     ) -> None:
-        asked = Questions(release, make_context, "approve", response_timeout=timedelta(microseconds=1))
+        asked = Questions(airflow, release, make_context, "approve", response_timeout=timedelta(microseconds=1))
         with pytest.raises(AirflowFailException, match="nobody answered approve within"):
             asked.tasks["approve"].execute(asked.contexts["approve"])  # type: ignore[arg-type]
         assert ledger.release(release.id).phase is Phase.REJECTED
 
-    def test_one_without_a_triggerer_counts_when_the_wait_is_over(
+    def test_one_that_comes_after_the_end_does_not_count(
         self, release: Release, airflow: Airflow, make_context: Make, ledger: Ledger
     ) -> None:
-        asked = Questions(release, make_context, "approve", again=False)
+        asked = Questions(airflow, release, make_context, "approve", response_timeout=timedelta(hours=1))
         asked.start("approve")
         airflow.answer(asked.ti("approve"), "grace")
-        approve, context = asked.tasks["approve"], asked.contexts["approve"]
-        approve.resume_execution("__fail__", TIMED_OUT, context)  # type: ignore[arg-type]
-        assert ledger.release(release.id).phase is Phase.APPROVED
+        airflow.answers[asked.ti("approve")]["responded_at"] += timedelta(hours=2)
+        asked.still_waits("approve")
+        assert ledger.votes(release.id) == []
 
-    def test_one_that_came_too_fast_is_not_thrown_away(
+    def test_the_wait_ends_without_a_triggerer_too(
         self, release: Release, airflow: Airflow, make_context: Make, ledger: Ledger
     ) -> None:
-        asked = Questions(release, make_context, "approve", again=False)
+        asked = Questions(airflow, release, make_context, "approve", response_timeout=timedelta(hours=1))
+        long_ago = Asked(
+            evidence=asked.tasks["approve"].control.evidence(release.id), at=datetime(2026, 1, 1, tzinfo=UTC)
+        )
+        ledger.save_state("toy", f"asked/{release.id}/approve", long_ago.model_dump_json(), revision=None)
+        approve, context = asked.tasks["approve"], asked.contexts["approve"]
+        with pytest.raises(AirflowFailException, match="nobody answered"):
+            approve.resume_execution("__fail__", TIMED_OUT, context)  # type: ignore[arg-type]
+        assert ledger.release(release.id).phase is Phase.REJECTED
+
+    def test_one_that_came_too_fast_is_not_thrown_away(
+        self, release: Release, airflow: Airflow, make_context: Make
+    ) -> None:
+        """Airflow took the task for killed and starts it again: the trigger finds the answer, if it still is there."""
+        asked = Questions(airflow, release, make_context, "approve", again=False)
         asked.start("approve")
         airflow.answer(asked.ti("approve"), "grace", comment="quick")
-        approved = asked.tasks["approve"].execute(asked.contexts["approve"])  # type: ignore[arg-type]
-        assert approved == {"approved_by": ["grace"], "required": 1}
+        asked.start("approve")
+        assert asked.wake("approve") == {"approved_by": ["grace"], "required": 1}
         assert len(airflow.asked) == 1
+
+    def test_a_question_that_was_lost_is_asked(self, release: Release, airflow: Airflow, make_context: Make) -> None:
+        asked = Questions(airflow, release, make_context, "approve")
+        asked.start("approve")
+        with pytest.raises(TaskDeferred):
+            asked.tasks["approve"].execute_complete(asked.contexts["approve"], {"asked": False})  # type: ignore[arg-type]
+        assert len(airflow.asked) == 2
 
     def test_nobody_is_asked_about_what_is_decided(
         self, champion: Release, control: ReleaseControl, airflow: Airflow, make_context: Make
     ) -> None:
         release = opened(control, "2")
-        asked = Questions(release, make_context, "approve", again=False)
+        asked = Questions(airflow, release, make_context, "approve", again=False)
         assert asked.tasks["approve"].execute(asked.contexts["approve"])["approved_by"] == ["ada"]  # type: ignore[arg-type]
         control.abort(release.id, actor="ada", reason="slow")
         with pytest.raises(AirflowFailException, match="is aborted: slow"):
@@ -232,7 +259,7 @@ class TestTwoOfTwo:
     @pytest.fixture
     def asked(self, release: Release, airflow: Airflow, make_context: Make, respec: Respec) -> Questions:
         respec(TWO)
-        asked = Questions(release, make_context, "approve_1", "approve_2")
+        asked = Questions(airflow, release, make_context, "approve_1", "approve_2")
         asked.start("approve_1")
         asked.start("approve_2")
         return asked
@@ -252,7 +279,7 @@ class TestTwoOfTwo:
         asked.wake("approve_1")
         airflow.answer(asked.ti("approve_2"), "grace")
         asked.still_waits("approve_2")
-        assert not airflow.detail(asked.ti("approve_2")).response_received, "the question is open again"
+        assert airflow.answers[asked.ti("approve_2")] == {}, "the question is open again"
         assert "grace has answered approve_1 already" in ledger.timeline("toy")[-1].reason
         assert [vote.actor for vote in ledger.votes(release.id)] == ["grace"]
         assert asked.wake("approve_1")["approved_by"] == ["grace"], "tried again, it stands"
@@ -285,7 +312,7 @@ class TestChangedEvidence:
 
     @pytest.fixture
     def asked(self, release: Release, airflow: Airflow, make_context: Make, control: ReleaseControl) -> Questions:
-        asked = Questions(release, make_context, "approve")
+        asked = Questions(airflow, release, make_context, "approve")
         asked.start("approve")
         promoted(control, "3")
         return asked
@@ -313,7 +340,7 @@ class TestChangedEvidence:
         assert ledger.release(release.id).phase is Phase.REJECTED
 
     def test_the_trigger_was_told_what_was_shown(self, release: Release, airflow: Airflow, make_context: Make) -> None:
-        trigger = Questions(release, make_context, "approve").start("approve")
+        trigger = Questions(airflow, release, make_context, "approve").start("approve")
         assert trigger.seen["champion"] == "1"
         assert trigger.seen["release"] == release.model_dump(mode="json")
 
@@ -325,7 +352,7 @@ def test_before_the_promotion_it_is_asked_on_the_way(
     release = control.approve(waiting(control, "2").id, actor="spec", reason="people are asked later")
     for step in ("warm_up", "shadow", "canary_5", "canary_100"):
         control.enter(release.id, step)
-    asked = Questions(release, make_context, "approve", again=False)
+    asked = Questions(airflow, release, make_context, "approve", again=False)
     asked.start("approve")
     assert airflow.asked[0]["subject"] == "May toy version 2 be promoted?"
     airflow.answer(asked.ti("approve"), "grace")
@@ -342,7 +369,7 @@ def test_a_ledger_that_is_down_is_tried_again(
     def down(*_: Any) -> Any:
         raise Unavailable("the ledger does not answer")
 
-    asked = Questions(release, make_context, "approve")
+    asked = Questions(airflow, release, make_context, "approve")
     monkeypatch.setattr(Ledger, "release", down)
     with pytest.raises(Unavailable):
         asked.tasks["approve"].execute(asked.contexts["approve"])  # type: ignore[arg-type]

@@ -13,10 +13,14 @@ import httpx
 import pytest
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airlock.core.errors import Unavailable
 from airlock.core.release import Phase, Release
 from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Ejection, GatewayStatus, Tally
+from airlock.hooks.ledger import LedgerHook
+from airlock.triggers.approval import ApprovalTrigger
+from airlock.triggers.ledger import LedgerTrigger
 from airlock.triggers.release import ReleaseStepTrigger
 from airlock.triggers.version import VersionServedTrigger
 
@@ -58,6 +62,8 @@ def status(**changes: Any) -> GatewayStatus:
             "generation": 4,
             "checksum": "sha256:0",
             "release": "r1",
+            "rollout_step": "canary_100",
+            "observed_s": 1.0,
             "champion": "1",
             "candidate": "2",
             "share": 100.0,
@@ -110,17 +116,35 @@ def events(trigger: BaseTrigger, seconds: float = 5.0) -> list[TriggerEvent]:
     return asyncio.run(collect())
 
 
-def step_trigger(**changes: Any) -> ReleaseStepTrigger:
+@pytest.fixture(autouse=True)
+def no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ledger says is for another file: here it cannot be read."""
+
+    def down(_: LedgerHook) -> Any:
+        raise Unavailable("the ledger does not answer")
+
+    monkeypatch.setattr(LedgerHook, "get_conn", down)
+
+
+def step_trigger(*, guards_only: bool = False, **changes: Any) -> ReleaseStepTrigger:
     return ReleaseStepTrigger(
         spec=SPEC.model_dump(mode="json"),
         release=release(**changes).model_dump(mode="json"),
         gateway_url="http://gateway",
+        ledger_conn_id="airlock_ledger",
+        guards_only=guards_only,
         interval=0.01,
     )
 
 
 @pytest.mark.parametrize(
-    "trigger", [step_trigger(), VersionServedTrigger(model="toy", version=None, gateway_url="http://gateway")]
+    "trigger",
+    [
+        step_trigger(),
+        VersionServedTrigger(model="toy", version=None, gateway_url="http://gateway"),
+        LedgerTrigger(ledger_conn_id="l", release="r1", seen={"in_the_way": "r0"}),
+        ApprovalTrigger(ledger_conn_id="l", release="r1", seen={"champion": None}, ti_id="t", expires_at="2026-01-01"),
+    ],
 )
 def test_survives_a_trip_through_the_database(trigger: BaseTrigger) -> None:
     path, kwargs = trigger.serialize()
@@ -134,6 +158,29 @@ def test_waits_until_the_evidence_is_there(gateway: Callable[[list[Answer]], lis
     (event,) = events(step_trigger())
     assert event.payload["action"] == "advance"
     assert asked == ["GET /v1/models/toy/status"] * 5
+
+
+def test_with_guards_only_neither_evidence_nor_a_deadline_wakes_it_up(
+    gateway: Callable[[list[Answer]], list[str]],
+) -> None:
+    gateway([status(**counted(50)), status(observed_s=1e6), status(generation=9, observed_s=1e6)])
+    with pytest.raises(TimeoutError):
+        events(step_trigger(guards_only=True), seconds=0.5)
+
+
+def test_with_guards_only_a_breach_wakes_it_up(gateway: Callable[[list[Answer]], list[str]]) -> None:
+    bad = Tally(requests=500, errors=400, latency=[500] + [0] * 71)
+    gateway([status(**counted(50)), status(step={"2": {"served": bad}}, total={"2": {"served": bad}})])
+    (event,) = events(step_trigger(guards_only=True))
+    assert event.payload["action"] == "roll_back"
+
+
+def test_wakes_up_when_the_gateway_shows_that_the_ledger_moved_on(
+    gateway: Callable[[list[Answer]], list[str]],
+) -> None:
+    gateway([status(), status(generation=5)])
+    (event,) = events(step_trigger())
+    assert event.payload["action"] == "wake"
 
 
 def test_wakes_up_for_an_ejection(gateway: Callable[[list[Answer]], list[str]]) -> None:

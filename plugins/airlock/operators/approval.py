@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperatorLink, Context, Param
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, TaskDeferralTimeout
-from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail, upsert_hitl_detail
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
+from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 from pydantic import BaseModel, ConfigDict
 
 from airlock.control.approval import Ballot
@@ -51,6 +51,7 @@ class Answer(BaseModel):
     actor: str
     yes: bool
     comment: str
+    at: datetime | None
 
 
 class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
@@ -89,16 +90,16 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
 
     @refusals_are_final
     def execute(self, context: Context) -> Any:
-        return self._settle(context)
+        return self._settle(context, {})
 
     @refusals_are_final
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> Any:
-        """Look again. Whatever woke the task up, the answer and the ledger say what there is to do."""
+        """Look again: somebody has answered, the time is over, or the ledger has moved on."""
         self.log.info("Woken up: %s", event.get("reason", "somebody has answered"))
         # Airflow writes the links anew when a task ends, and this is another process than the one that asked.
         for link in self.operator_extra_links:
             self.links[link.name] = context["ti"].xcom_pull(task_ids=self.task_id, key=link.xcom_key) or ""
-        return self._settle(context)
+        return self._settle(context, event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on as ``execute_complete`` when the wait timed out, which is how it ends without a triggerer."""
@@ -107,23 +108,28 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
         except TaskDeferralTimeout:
             return self.execute_complete(context, {"reason": "the wait is over"})
 
-    def _settle(self, context: Context) -> Any:
+    def _settle(self, context: Context, event: Mapping[str, Any]) -> Any:
         release = self.control.ledger.release(self.release_id)
         self.refuse_ended(release)
         if self._decided(release):
             return self._go_on(context, self.control.ballot(release.id))
         evidence = self.control.evidence(release.id)
-        asked = self._asked(evidence)
+        asked, fresh = self._asked(evidence)
         if asked.evidence != evidence:
             return self._ask_elsewhere(release, asked, evidence)
-        answer = self._answer(context)
-        if answer is not None and (counted := self._count(release, answer, evidence)) is not None:
-            return self._go_on(context, counted)
-        if datetime.now(UTC) >= self._expires_at(asked):
+        answer, expires_at = _answer(event, yes=self.APPROVE), asked.at + self._patience
+        if answer is not None and (answer.at or asked.at) < expires_at:
+            counted = self._count(release, answer, evidence)
+            if counted is not None:
+                return self._go_on(context, counted)
+        if datetime.now(UTC) >= expires_at:
             reason = f"nobody answered {self.task_id} within {self._patience}"
             self.control.expire(release.id, reason=reason)
             raise AirflowFailException(f"{self.model}: {reason}")
-        return self._ask(context, release, asked)
+        if fresh or answer is not None or event.get("asked") is False:
+            self._ask(context, release, expires_at)
+        # Otherwise the question stands, and asking once more would take an answer off it that came meanwhile.
+        return self._wait(context, release, expires_at)
 
     def _decided(self, release: Release) -> bool:
         if release.phase in HELD:
@@ -132,21 +138,18 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             return release.phase is not Phase.OPENED
         return self.control.ballot(release.id).approved
 
-    def _asked(self, evidence: str) -> Asked:
-        """What this task asked first; from now on that is ``evidence``, if it has asked nothing yet."""
+    def _asked(self, evidence: str) -> tuple[Asked, bool]:
+        """What this task asked first, which from now on is ``evidence`` if it has asked nothing yet: then it is new."""
         ledger, name = self.control.ledger, f"asked/{self.release_id}/{self.task_id}"
         if (kept := ledger.load_state(self.model, name)) is not None:
-            return Asked.model_validate_json(kept[0])
+            return Asked.model_validate_json(kept[0]), False
         asked = Asked(evidence=evidence, at=datetime.now(UTC))
         ledger.save_state(self.model, name, asked.model_dump_json(), revision=None)
-        return asked
+        return asked, True
 
     @property
     def _patience(self) -> timedelta:
         return self.response_timeout or self.spec.approvals.expires
-
-    def _expires_at(self, asked: Asked) -> datetime:
-        return asked.at + self._patience
 
     def _ask_elsewhere(self, release: Release, asked: Asked, evidence: str) -> dict[str, Any]:
         changed = f"the evidence changed while {self.task_id} waited (from {asked.evidence} to {evidence})"
@@ -161,24 +164,6 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
     def _asked_again(self) -> list[ApproveReleaseOperator]:
         downstream = self.get_direct_relatives(upstream=False)
         return [task for task in downstream if isinstance(task, ApproveReleaseOperator)]
-
-    def _answer(self, context: Context) -> Answer | None:
-        """What somebody has answered to this task and nobody has counted yet.
-
-        It is read from Airflow and not from the event: an answer that comes before the scheduler has seen the task
-        pause makes Airflow take it for killed, and try again without one.
-        """
-        try:
-            said = get_hitl_detail_content_detail(ti_id=context["ti"].id)
-        except AirflowRuntimeError:
-            return None  # nothing was asked
-        if not said.response_received or not said.chosen_options:
-            return None
-        return Answer(
-            actor=said.responded_by_user.name if said.responded_by_user else "airflow",
-            yes=list(said.chosen_options) == [self.APPROVE],
-            comment=(said.params_input or {}).get("comment") or "no comment",
-        )
 
     def _count(self, release: Release, answer: Answer, evidence: str) -> Ballot | None:
         """Count an answer; ``None`` if it does not count.
@@ -218,8 +203,7 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             self.skip(context["ti"], idle)
         return said
 
-    def _ask(self, context: Context, release: Release, asked: Asked) -> NoReturn:
-        expires_at = self._expires_at(asked)
+    def _ask(self, context: Context, release: Release, expires_at: datetime) -> None:
         lineage = self._lineage(release)
         self.links |= lineage.links
         before = {"traffic": "see traffic", "promotion": "be promoted"}[self.spec.approvals.before]
@@ -232,6 +216,8 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             params=self.serialized_params,
             assigned_users=self.assigned_users,
         )
+
+    def _wait(self, context: Context, release: Release, expires_at: datetime) -> NoReturn:
         self.log.info("Waiting for an answer until %s", expires_at)
         self.defer(
             trigger=ApprovalTrigger(
@@ -259,3 +245,19 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             return Lineage(facts={"MLflow": f"does not answer: {error}"})
         facts = {name: tags[tag] for name, tag in _FACTS.items() if tags.get(tag)}
         return Lineage(facts=facts, links={**links, DriftReportLink().name: report} if report else links)
+
+
+def _answer(event: Mapping[str, Any], *, yes: str) -> Answer | None:
+    """What somebody chose, from the event with which Airflow or the trigger woke the task up; ``None`` without one.
+
+    Airflow hands the person over as a mapping or as an object.
+    """
+    if not (chosen := event.get("chosen_options")):
+        return None
+    user = event.get("responded_by_user")
+    return Answer(
+        actor="airflow" if user is None else str(user["name"] if isinstance(user, Mapping) else user.name),
+        yes=list(chosen) == [yes],
+        comment=(event.get("params_input") or {}).get("comment") or "no comment",
+        at=event.get("responded_at"),
+    )

@@ -92,10 +92,10 @@ class LedgerTrigger(BaseTrigger):
         while True:
             # Waiting comes first: a task that is woken up before the scheduler has seen it pause counts as killed.
             await asyncio.sleep(self.interval)
-            if (why := await self.look(watch)) is not None:
-                yield TriggerEvent({"release": self.release, "reason": why})  # type: ignore[no-untyped-call]
+            if (said := await self.look(watch)) is not None:
+                yield TriggerEvent({"release": self.release, **said})  # type: ignore[no-untyped-call]
                 return
 
-    async def look(self, watch: LedgerWatch) -> str | None:
-        """Why it fires now, or ``None``."""
-        return "the ledger has moved on" if await watch.moved() else None
+    async def look(self, watch: LedgerWatch) -> dict[str, Any] | None:
+        """What it fires with now, or ``None``."""
+        return {"reason": "the ledger has moved on"} if await watch.moved() else None
