@@ -101,7 +101,21 @@ def _broken(*_: object) -> list[float]:
     raise RuntimeError("the session died")
 
 
-def test_what_a_candidate_said_is_not_kept_but_what_the_champion_says_in_its_shadow_is(
+def test_what_a_candidate_said_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path, route(picky(tmp_path / "b", CHAIN), candidate=bundle(tmp_path / "c", bias=1.0), share=100))
+
+    async def body(gateway: Running) -> None:
+        effect = gateway.gateway.routes.models["late"].effect
+        assert effect.candidate is not None
+        monkeypatch.setattr(effect.champion, "_answers", _broken)
+        assert (await post(gateway, GOOD_ROW))["version"] == "2"
+        monkeypatch.setattr(effect.candidate, "_answers", _broken)
+        assert (await post(gateway, GOOD_ROW))["fallback"] == "default"
+
+    in_gateway(tmp_path, body)
+
+
+def test_what_the_champion_said_in_the_candidate_s_shadow_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     champion = picky(tmp_path / "b", CHAIN)
