@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from airlock.core.guards import breach, judge, limits_of, slow_limits
 from airlock.core.limits import LABEL_BATCH, guarded
@@ -163,8 +164,13 @@ class TestLimits:
 
     @pytest.mark.parametrize(("metric", "side"), [("brier", "min"), ("roc_auc", "max")])
     def test_a_bound_on_the_good_side_is_refused(self, metric: str, side: str) -> None:
-        with pytest.raises(ValueError, match=f"a {side} of .* bounds nothing bad"):
-            limits({"kind": "label_metric", "metric": metric, side: 0.5})
+        with pytest.raises(ValidationError, match=f"a {side} of {metric} bounds nothing bad"):
+            spec_of({"kind": "label_metric", "metric": metric, side: 0.5})
+
+    @pytest.mark.parametrize("guard", [{"min": 0}, {"max": 11}])
+    def test_a_business_bound_that_nothing_can_break_or_keep_is_refused(self, guard: dict[str, float]) -> None:
+        with pytest.raises(ValidationError, match="not inside the range"):
+            spec_of({"kind": "business_metric", "name": "revenue", "range": (1, 10), **guard})
 
     @pytest.mark.parametrize(
         ("guard", "bound", "least"), [({"min": 2}, -2, -10), ({"max": 8}, 8, 1), ({"max_drop": 1}, 1, -9)]

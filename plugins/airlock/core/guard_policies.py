@@ -106,6 +106,10 @@ class LabelMetricGuard(GuardPolicy):
     def _bounded(self) -> Self:
         if sum(bound is not None for bound in (self.min, self.max, self.margin)) != 1:
             raise ValueError("a label_metric guard takes exactly one of min, max and margin")
+        gain = self.metric in {"roc_auc", "accuracy"}
+        if (self.max if gain else self.min) is not None:
+            good, bad = ("max", "min") if gain else ("min", "max")
+            raise ValueError(f"a {good} of {self.metric} bounds nothing bad: use {bad} or margin")
         return self
 
 
@@ -129,6 +133,9 @@ class BusinessMetricGuard(GuardPolicy):
             raise ValueError("a business_metric guard takes exactly one of min, max and max_drop")
         if self.range[0] >= self.range[1]:
             raise ValueError(f"range must be ordered, got {list(self.range)}")
+        bound = self.min if self.min is not None else self.max
+        if bound is not None and not self.range[0] < bound < self.range[1]:
+            raise ValueError(f"a bound of {bound:g} is not inside the range {list(self.range)}")
         return self
 
 

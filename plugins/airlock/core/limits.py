@@ -36,11 +36,7 @@ def limits_of(spec: ModelSpec) -> tuple[Limit, ...]:
 
 
 def guarded(spec: ModelSpec) -> tuple[tuple[Guard, Limit], ...]:
-    """Each limit with the guard that it comes from.
-
-    Raises:
-        ValueError: a guard bounds a label metric on the side where it cannot be too good.
-    """
+    """Each limit with the guard that it comes from."""
     kept: dict[tuple[str, str], tuple[Guard, dict[str, Any]]] = {}
     for guard in spec.guards:
         for name, side, fields in _bounds(guard, spec.task is Task.CLASSIFICATION):
@@ -138,9 +134,6 @@ def _label_metric(guard: LabelMetricGuard) -> tuple[str, dict[str, Any]]:
         if metric in {"roc_auc", "rmse"}:
             return "margin", {"bound": guard.margin, "batch": LABEL_BATCH, "observed": worse}
         return "margin", {"bound": guard.margin, "observed": worse, **_difference(metric)}
-    if gain != (guard.min is not None):
-        side, way = ("max", "min") if gain else ("min", "max")
-        raise ValueError(f"guard label_metric of {metric}: a {side} of {words} bounds nothing bad; use {way} or margin")
     if guard.min is not None:
         observed = "the share answered wrongly" if metric == "accuracy" else f"1 - {words}"
         shape: dict[str, Any] = {"reach": 1.0} if metric == "accuracy" else {"batch": LABEL_BATCH}
