@@ -1,0 +1,150 @@
+"""The periodic sweep: repairs, orphans by Airflow's word, and events that are sent once more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from airlock import assets
+from airlock.control import ReleaseControl
+from airlock.core.release import Phase, Release
+from airlock.ledger import Ledger
+from airlock.operators import reconcile
+from airlock.operators.reconcile import ReconcileOperator
+from tests.support.operator_world import Gateway, Versions, opened, shares, waiting
+
+Make = Callable[..., dict[str, Any]]
+
+pytestmark = pytest.mark.usefixtures("gateway", "versions")
+
+
+@pytest.fixture
+def context(make_context: Make) -> dict[str, Any]:
+    return make_context()
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[timedelta], None]:
+    """Move the sweep's clock on."""
+
+    def move(by: timedelta) -> None:
+        moved = SimpleNamespace(now=lambda zone: datetime.now(zone) + by, fromisoformat=datetime.fromisoformat)
+        monkeypatch.setattr(reconcile, "datetime", moved)
+
+    return move
+
+
+def sweep(context: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What was found, by kind."""
+    dag = DAG("airlock__reconcile", schedule=None)
+    task = ReconcileOperator(task_id="reconcile", dag=dag, model="toy", outlets=[assets.repairs()])
+    found = task.execute(context)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(found)) == found
+    return {repair["kind"]: repair for repair in found}
+
+
+def sent(context: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    events = context["outlet_events"][assets.repairs()].asset_alias_events
+    return [(event.dest_asset_key.uri, event.extra) for event in events]
+
+
+def test_what_agrees_is_left_alone(champion: Release, control: ReleaseControl, context: dict[str, Any]) -> None:
+    sweep(context)
+    assert sweep(context) == {}
+    assert sent(context) == []
+
+
+def test_a_lost_route_is_written_again(champion: Release, context: dict[str, Any], home: Path) -> None:
+    (home / "routes" / "toy.json").unlink()
+    assert sweep(context)["route"]["done"]
+    assert shares(home) == {"1": 100}
+
+
+@pytest.mark.parametrize(
+    ("count", "state", "phase"),
+    [(1, "running", Phase.WARM), (1, "failed", Phase.ROLLED_BACK), (0, "", Phase.ROLLED_BACK)],
+)
+def test_a_release_whose_run_is_over_is_ended(
+    champion: Release,
+    control: ReleaseControl,
+    context: dict[str, Any],
+    ledger: Ledger,
+    count: int,
+    state: str,
+    phase: Phase,
+) -> None:
+    asked: list[Any] = []
+    context["ti"].get_dr_count = lambda dag_id, run_ids: asked.append((dag_id, run_ids)) or count
+    context["ti"].get_dagrun_state = lambda *_: state
+    release = waiting(control, "2", run="toy__release/asset__1/2")
+    control.approve(release.id, actor="ada", reason="fine")
+    control.enter(release.id, "warm_up")
+    sweep(context)
+    assert asked == [("toy__release", ["asset__1/2"])]
+    assert ledger.release(release.id).phase is phase
+
+
+def test_what_airflow_does_not_say_ends_nothing(
+    champion: Release, control: ReleaseControl, context: dict[str, Any], ledger: Ledger
+) -> None:
+    def silent(*_: Any, **__: Any) -> int:
+        raise AirflowRuntimeError(SimpleNamespace(error=SimpleNamespace(value="API_SERVER_ERROR"), detail={}))  # type: ignore[arg-type]
+
+    context["ti"].get_dr_count = silent
+    release = waiting(control, "2", run="toy__release/asset__1")
+    assert not sweep(context)["orphan"]["done"]
+    assert ledger.release(release.id).phase is Phase.OPENED
+
+
+def test_a_lost_champion_event_is_sent_again_once(
+    champion: Release, context: dict[str, Any], make_context: Make, later: Callable[[timedelta], None]
+) -> None:
+    later(timedelta(minutes=5))
+    assert sweep(context)["champion_asset"]["done"]
+    assert sent(context) == [("airlock://toy/champion", {"version": "1", "release": champion.id})]
+    again = make_context()
+    assert "champion_asset" not in sweep(again)
+    assert sent(again) == []
+
+
+def test_a_lost_candidate_event_is_sent_again_once(
+    champion: Release,
+    context: dict[str, Any],
+    make_context: Make,
+    versions: Versions,
+    later: Callable[[timedelta], None],
+) -> None:
+    versions.aliases["candidate"] = "2"
+    assert not sweep(context)["candidate_asset"]["done"], "its release may be on the way"
+    later(timedelta(minutes=10))
+    assert sweep(context)["candidate_asset"]["done"]
+    assert ("airlock://toy/candidate", {"version": "2", "skip_shadow": False}) in sent(context)
+    later(timedelta(minutes=30))
+    again = make_context()
+    assert not sweep(again)["candidate_asset"]["done"], "whoever refused it does so again"
+    assert sent(again) == []
+
+
+def test_an_ejection_that_nobody_saw_ends_the_release(
+    champion: Release, control: ReleaseControl, context: dict[str, Any], gateway: Gateway, ledger: Ledger
+) -> None:
+    release = opened(control, "2")
+    control.enter(release.id, "warm_up")
+    gateway.ejected = "12 of 60 requests failed"
+    assert sweep(context)["ejection"]["done"]
+    assert ledger.release(release.id).phase is Phase.ROLLED_BACK
+
+
+def test_a_gateway_that_is_down_is_told(champion: Release, context: dict[str, Any], gateway: Gateway) -> None:
+    gateway.down = True
+    found = sweep(context)
+    assert found["gateway"]["what"] == "the gateway does not answer"
+    assert not found["gateway"]["done"]
