@@ -25,7 +25,7 @@ def _policy() -> None:
 
 
 @app.command(epilog='Example: airlock policy replay flight_delay --simulate "error_rate=0.08,rate=600" --repeats 100')
-def replay(
+def replay(  # noqa: PLR0917 - one for each option
     model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")],
     policy: Annotated[
         Path | None, typer.Option(help="Another spec whose rollout and guards to try.", exists=True, dir_okay=False)
@@ -96,11 +96,14 @@ def _recorded(*values: str | None) -> list[tuple[str, str | None]]:
 
 def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[str, str, str]:
     """A release of the ledger, with its versions."""
+    from sqlalchemy.engine import make_url
+
     from airlock.core.errors import NotFound
     from airlock.ledger import Ledger
 
-    ledger = Ledger(here.ledger_url)
-    found = next((one for one in ledger.releases(model) if wanted in (None, one.id) and one.champion), None)
+    file = make_url(here.ledger_url).database if here.ledger_url.startswith("sqlite") else None
+    releases = [] if file and not Path(file).exists() else Ledger(here.ledger_url).releases(model)
+    found = next((one for one in releases if wanted in (None, one.id) and one.champion), None)
     if found is None or found.champion is None:
         asked = f"release {wanted} of {model} with a champion beside it" if wanted else f"release of {model} to replay"
         raise NotFound(
@@ -193,17 +196,20 @@ def _tell(report: ReplayReport) -> None:
 
 def _tell_repeated(found: Repeated) -> None:
     said = f"the truth breaks {', '.join(found.bad)}" if found.bad else "the truth keeps every bound"
-    wrong = (f"missed in {found.missed}" if found.bad else f"falsely taken back in {found.false_rollbacks}") + " of "
+    count = found.missed if found.bad else found.false_rollbacks
+    if found.runs == 1:
+        taken_back = "was taken back" if "rolled_back" in found.endings else "was not taken back"
+        out.print(f"[bold]how wrong[/bold]: {said} and it {taken_back}: {'wrong' if count else 'right'}")
+        return
     out.print(
-        f"[bold]how wrong[/bold]: {said}; {wrong}{found.runs} "
+        f"[bold]how wrong[/bold]: {said}; {'missed' if found.bad else 'falsely taken back'} in {count} of {found.runs} "
         f"({100 * found.rate:.2g} %, 95 % interval {100 * found.low:.2g} to {100 * found.high:.2g} %)"
     )
     if found.to_detection:
         name = "requests until it was taken back"
         out.print(f"{name}: median {found.to_detection['median']:,.0f}, p90 {found.to_detection['p90']:,.0f}")
-    if found.runs > 1:
-        endings = ", ".join(f"{number} {ending.replace('_', ' ')}" for ending, number in sorted(found.endings.items()))
-        out.print(f"of {found.runs} runs: {endings}; the table shows the first")
+    endings = ", ".join(f"{number} {ending.replace('_', ' ')}" for ending, number in sorted(found.endings.items()))
+    out.print(f"of {found.runs} runs: {endings}; the table shows the first")
 
 
 def _tell_plot(plot: Path | None) -> None:

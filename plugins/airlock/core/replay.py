@@ -96,6 +96,8 @@ class _Replay:
         decision = decide(self.spec, self.release, Evidence(gateway=status, late=frame.late), frame.at)
         if decision.action == "wait":
             return
+        if reason is not None:
+            decision = decision.model_copy(update={"reason": f"the gateway ejected it: {reason}"})
         self._record(frame, decision, by="gateway" if reason is not None else "control")
         if decision.action == "roll_back":
             self.ending = "rolled_back"

@@ -1,18 +1,17 @@
 """Answers that wait, and what became of them: labels and outcomes, joined by the hash of their key."""
 
-# ruff: noqa: S608 - what is put into a query is a column's name or a number of ours; values are bound
+# ruff: noqa: S608 - what is put into a query is a column's name of ours; values are bound
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from airlock.steps.evidence_state import MOST_EARLY, Floats, Ints, State, Stream
-from airlock.steps.log_tables import in_order, one
+from airlock.steps.log_rows import NO_KEY, Answers, Asked, Hashes
 
 if TYPE_CHECKING:
     import duckdb
@@ -20,10 +19,22 @@ if TYPE_CHECKING:
 LABEL = "label"
 """The stream of labels; the other streams are outcomes, by name."""
 
-_WAITING = pa.schema(
-    {"key": pa.uint64(), "asked_us": pa.int64(), "event_us": pa.int64(), "ours": pa.float64(), "theirs": pa.float64()}
-)
-_EARLY = pa.schema({"key": pa.uint64(), "value": pa.float64(), "known": pa.int64()})
+_ALWAYS = np.iinfo(np.int64).min
+"""When a label without a time became known."""
+
+
+class Values(NamedTuple):
+    """Labels or values of an outcome, and when they became known, in microseconds."""
+
+    key: Hashes
+    value: Floats
+    known: Ints
+
+    def only(self, rows: npt.NDArray[Any]) -> Self:
+        return type(self)(*(column[rows] for column in self))
+
+    def then(self, other: Values) -> Values:
+        return Values(*(np.concatenate(columns) for columns in zip(self, other, strict=True)))
 
 
 class Matched(NamedTuple):
@@ -38,91 +49,115 @@ class Matched(NamedTuple):
     answered_us: Ints
 
 
+def served(asked: Asked) -> Answers:
+    """Answers that an outcome may come of: those that a client got from the version that the shares chose."""
+    half = asked.half
+    chosen = half.only(half.served & ~np.isnan(half.score) & ~half.stood_in & ~asked.pinned)
+    nobody = np.full(chosen.score.size, np.nan)
+    return Answers(chosen.key, chosen.asked_us, chosen.event_us, chosen.ours.astype(np.float64), nobody)
+
+
 def match(
-    connection: duckdb.DuckDBPyConnection, state: State, stream: str, files: Sequence[str], until_us: int
+    connection: duckdb.DuckDBPyConnection,
+    state: State,
+    stream: str,
+    fresh: Answers,
+    files: Sequence[str],
+    until_us: int,
 ) -> Matched:
     """Join answers that wait to what became of them by ``until_us``, and keep what goes on waiting."""
     kind = state.streams.setdefault(stream, Stream())
-    _arrive(connection, state, stream, files, until_us)
-    connection.register("waiting", state.table(f"waiting {stream}", _WAITING))
-    fresh = (
-        "SELECT * FROM answers"
-        if stream == LABEL
-        else (
-            "SELECT key, asked_us, event_us, ours::DOUBLE AS ours, NULL::DOUBLE AS theirs FROM asked "
-            "WHERE served AND NOT failed AND NOT stood_in AND NOT pinned"
-        )
-    )
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE joined AS
-        SELECT coalesce(o.key, a.key) AS key, asked_us, event_us, ours, theirs, value, known,
-            o.key IS NOT NULL AS answered, a.key IS NOT NULL AS came
-        FROM (FROM (FROM waiting UNION ALL {fresh}) WHERE key IS NOT NULL) o
-        FULL JOIN (FROM arrived WHERE NOT held) a ON o.key = a.key
+    waiting, early = state.table(f"waiting {stream}"), state.table(f"early {stream}")
+    answers = fresh.then(Answers(*waiting)) if waiting else fresh
+    answers = answers.only(answers.key != NO_KEY)
+    values = _read(connection, stream, files)
+    values = values.then(Values(*early)) if early else values
+    held = values.known >= until_us
+    later, values = values.only(held), values.only(~held)
+    chosen, of_chosen, gone, used = _join(answers, values)
+    rest, spare = answers.only(~gone), values.only(~used)
+    kind.fit(rest.key)
+    if kind.share < 1:
+        waits = rest.key < kind.below
+        if stream == LABEL:
+            # What is not waited for is neither due nor labelled, so that their ratio stays that of a fair sample.
+            state.maturing.count(rest.event_us[~waits], -1, 0)
+        rest, spare = rest.only(waits), spare.only(spare.key < kind.below)
+    if later.known.size:
+        state.due_at(int(later.known.min()))
+    spare = spare.then(later)
+    if spare.known.size > MOST_EARLY:
+        spare = spare.only(np.argsort(spare.known)[-MOST_EARLY:])
+    state.put(f"waiting {stream}", rest)
+    state.put(f"early {stream}", spare)
+    order = _in_order(values.known[of_chosen], values.key[of_chosen])
+    mine = answers.only(chosen[order])
+    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, answers.event_us[gone])
+
+
+def _read(connection: duckdb.DuckDBPyConnection, stream: str, files: Sequence[str]) -> Values:
+    """What was delivered in these files."""
+    if not files:
+        return Values(np.empty(0, np.uint64), np.empty(0), np.empty(0, np.int64))
+    value, time = ("label", "label_time") if stream == LABEL else ("value", "time")
+    delivered = connection.read_parquet(list(files), union_by_name=True, hive_partitioning=False)
+    # Labels of a spec that names no time have no such column.
+    known = f"coalesce(epoch_us({time}), {_ALWAYS})" if time in delivered.columns else f"({_ALWAYS})"
+    query = f"""
+        SELECT hash(key) AS key, {value}::DOUBLE AS value, {known}::BIGINT AS known
+        FROM read_parquet(?, union_by_name = true, hive_partitioning = false)
         """
-    )
-    rows = connection.execute("FROM joined WHERE answered AND came").fetchnumpy()
-    rest = connection.execute("SELECT key, event_us FROM joined WHERE NOT came").fetchnumpy()
-    kind.fit(np.asarray(rest["key"]))
-    waits = "true" if kind.share == 1 else f"key < {kind.below}"
-    waiting = connection.sql(f"SELECT key, asked_us, event_us, ours, theirs FROM joined WHERE NOT came AND {waits}")
-    early = connection.sql(
-        f"""
-        SELECT key, value, known FROM joined WHERE NOT answered AND {waits}
-        UNION ALL SELECT key, value, known FROM arrived WHERE held
-        ORDER BY known DESC NULLS LAST, key LIMIT {MOST_EARLY}
-        """
-    )
-    state.put(f"waiting {stream}", waiting.to_arrow_table().cast(_WAITING))
-    state.put(f"early {stream}", early.to_arrow_table().cast(_EARLY))
-    next_us = one(connection, "SELECT min(known) FROM arrived WHERE held")
-    if next_us is not None:
-        state.due_at(next_us)
-    if stream == LABEL and kind.share < 1:
-        # What is not waited for is neither due nor labelled, so that their ratio stays that of a fair sample.
-        state.maturing.count(np.asarray(rest["event_us"])[np.asarray(rest["key"]) >= kind.below], -1, 0)
-    return _matched(rows)
+    return Values(*(np.asarray(column) for column in connection.execute(query, [list(files)]).fetchnumpy().values()))
 
 
-def _arrive(
-    connection: duckdb.DuckDBPyConnection, state: State, stream: str, files: Sequence[str], until_us: int
-) -> None:
-    """The table ``arrived``: values that were kept because their answer was missing, and those of new files.
-
-    ``held`` are those that become known only later than ``until_us``.
-    """
-    connection.register("early", state.table(f"early {stream}", _EARLY))
-    arrivals = "SELECT key, value, known FROM early"
-    if files:
-        delivered = connection.read_parquet(list(files), union_by_name=True, hive_partitioning=False)
-        value, time = ("label", "label_time") if stream == LABEL else ("value", "time")
-        # Labels of a spec that names no time have no such column.
-        known = f"epoch_us({time})" if time in delivered.columns else "NULL::BIGINT"
-        arrivals += f" UNION ALL SELECT hash(key), {value}::DOUBLE, {known} FROM delivered"
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE arrived AS
-        SELECT *, known IS NOT NULL AND known >= {until_us} AS held FROM ({arrivals})
-        """
-    )
+_Places = npt.NDArray[np.intp]
 
 
-def _matched(rows: Mapping[str, npt.NDArray[np.generic]]) -> Matched:
-    """One match a key, of its first answer and its first value, in the order in which the values became known."""
-    known = np.ma.filled(rows["known"], 0)
-    columns = (rows["value"], rows["ours"], np.ma.filled(rows["theirs"], np.nan), rows["event_us"])
-    values, ours, theirs, times = (np.asarray(column) for column in columns)
-    keys, at = np.asarray(rows["key"]), np.asarray(rows["asked_us"])
-    if not keys.size:
-        return Matched(values, ours, theirs, times)
-    order = in_order(known, keys)
-    together = np.sort(keys)
-    if (together[1:] == together[:-1]).any():
-        first = np.lexsort((values, known, at, keys))
-        first = first[np.r_[True, keys[first][1:] != keys[first][:-1]]]
-        order = first[in_order(known[first], keys[first])]
-        # A key that was asked several times has one entry for each value that came: count each answer once.
-        _, once = np.unique(np.stack([keys.astype(np.uint64), at.astype(np.uint64)]), axis=1, return_index=True)
-        times = times[once]
-    return Matched(values[order], ours[order], theirs[order], times)
+def _join(answers: Answers, values: Values) -> tuple[_Places, _Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """The first answer and the first value of each key that has both; which answers and values have such a key."""
+    size = answers.key.size
+    keys = np.concatenate([answers.key, values.key])
+    order = np.argsort(keys)
+    same = keys[order][1:] == keys[order][:-1]
+    is_value = order >= size
+    if (same[1:] & same[:-1]).any() or (same & (is_value[1:] == is_value[:-1])).any():
+        return _join_repeated(answers, values, keys)
+    first, second = order[:-1][same], order[1:][same]
+    chosen, of_chosen = np.minimum(first, second), np.maximum(first, second) - size
+    gone, used = np.zeros(size, bool), np.zeros(values.key.size, bool)
+    gone[chosen] = used[of_chosen] = True
+    return chosen, of_chosen, gone, used
+
+
+def _join_repeated(
+    answers: Answers, values: Values, keys: Hashes
+) -> tuple[_Places, _Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """The same, where a key was asked or delivered several times: the first by time, and the smallest of those."""
+    size = answers.key.size
+    times = np.concatenate([answers.asked_us, values.known])
+    amounts = np.concatenate([answers.ours, values.value])
+    is_value = np.arange(keys.size) >= size
+    order = np.lexsort((amounts, times, is_value, keys))
+    number = np.cumsum(np.r_[True, keys[order][1:] != keys[order][:-1]]) - 1
+    count = int(number[-1]) + 1
+    first_answer, first_value = np.full(count, -1), np.full(count, -1)
+    backwards = order[::-1]
+    of_answers = backwards[~is_value[backwards]]
+    of_values = backwards[is_value[backwards]]
+    place = np.empty(keys.size, np.intp)
+    place[order] = number
+    first_answer[place[of_answers]] = of_answers  # the last to be written is the first in order
+    first_value[place[of_values]] = of_values
+    both = (first_answer >= 0) & (first_value >= 0)
+    joined = both[place]
+    return first_answer[both], first_value[both] - size, joined[:size], joined[size:]
+
+
+def _in_order(times: Ints, hashes: Hashes) -> _Places:
+    """The order of the times, and of the hashes where times are equal: packed into one number, which sorts fastest."""
+    timed = times != _ALWAYS
+    if not times.size or not timed.all():
+        return np.lexsort((hashes, times))
+    since = times - times.min()
+    spare = 63 - int(since.max()).bit_length()
+    return np.argsort((since << spare) | (hashes >> np.uint64(64 - spare)).astype(np.int64))

@@ -23,8 +23,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import pyarrow as pa
-
 from airlock.core.errors import Conflict, DataInvalid
 from airlock.core.guards import guarded, slow_limits
 from airlock.core.release import Release
@@ -32,7 +30,7 @@ from airlock.core.route import Route
 from airlock.core.spec import BusinessMetricGuard, ModelSpec
 from airlock.core.tally import LateEvidence, Sums, Tally
 from airlock.settings import Settings
-from airlock.steps import arrivals, log_tables
+from airlock.steps import arrivals, log_rows
 from airlock.steps.evidence_state import (
     MOST_SURPLUS,
     Floats,
@@ -42,7 +40,8 @@ from airlock.steps.evidence_state import (
     parse_state,
     unread,
 )
-from airlock.steps.observations import NOTHING, Labelled, batches, extended, outcomes, single, usable
+from airlock.steps.log_rows import Answers
+from airlock.steps.observations import Labelled, batches, extended, outcomes, single, usable
 
 if TYPE_CHECKING:
     import duckdb
@@ -51,7 +50,6 @@ log = logging.getLogger(__name__)
 
 _TRIES = 3
 _MOST_IN_BATCH = 20_000
-_BATCH = pa.schema({"label": pa.float64(), "ours": pa.float64(), "theirs": pa.float64()})
 _CLOCKS = timedelta(days=1)
 """How far the gateway's clock and the control plane's may be apart."""
 
@@ -145,7 +143,7 @@ class _Look:
                 "threshold": spec.label.threshold,
                 "label": spec.label.name,
                 # Whose hashes of keys and request ids the state holds: another DuckDB may hash otherwise.
-                "duckdb": log_tables.version(),
+                "duckdb": log_rows.version(),
             },
             sort_keys=True,
         )
@@ -190,29 +188,24 @@ class _Look:
         if not files and not waited:
             return False
         state.next_us = None
-        with log_tables.opened() as connection:
-            log_tables.take_log(
-                connection,
-                self._spec,
-                self._release,
-                self._champion,
-                state,
-                _paths(asked),
-                slow=self._slow,
-                until_us=self._until_us,
-            )
-            self._take_labels(connection, state, _paths(labels))
+        with log_rows.opened() as connection:
+            rows = log_rows.read(connection, self._spec, self._release, self._champion, state, _paths(asked))
+            log_rows.count(rows, state, self._slow)
+            answers = log_rows.pair(rows, self._spec, state, self._until_us)
+            self._take_labels(connection, state, answers, _paths(labels))
             for name, part in named.items():
-                self._take_outcomes(connection, state, name, _paths(part))
+                self._take_outcomes(connection, state, name, arrivals.served(rows), _paths(part))
         for name, found in groupby(sorted(files), key=lambda file: file[0]):
             state.folders[name].read(mark for _, mark, _ in found)
-        state.maturing.until(self._until_us)
+        state.maturing.settle(self._until_us)
         return True
 
-    def _take_labels(self, connection: duckdb.DuckDBPyConnection, state: State, files: list[str]) -> None:
+    def _take_labels(
+        self, connection: duckdb.DuckDBPyConnection, state: State, answers: Answers, files: list[str]
+    ) -> None:
         if not self._on_labels:
             return
-        matched = arrivals.match(connection, state, arrivals.LABEL, files, self._until_us)
+        matched = arrivals.match(connection, state, arrivals.LABEL, answers, files, self._until_us)
         state.maturing.count(matched.answered_us, 0, 1)
         rows = Labelled(matched.values, matched.ours, matched.theirs)
         for guard, limit in self._on_labels:
@@ -220,15 +213,15 @@ class _Look:
             if limit.batch == 1:
                 found = single(guard, mine, self._spec.label.threshold)
             else:
-                table = state.table(f"batch {limit.name}", _BATCH)
-                begun = Labelled(*(column.to_numpy() for column in table.columns)) if table.num_rows else NOTHING
-                found, left = batches(guard, limit, begun.then(mine))
-                left = left.only(slice(-_MOST_IN_BATCH, None))
-                state.put(f"batch {limit.name}", pa.table(list(left), schema=_BATCH))
+                begun = state.table(f"batch {limit.name}")
+                found, left = batches(guard, limit, Labelled(*begun).then(mine) if begun else mine)
+                state.put(f"batch {limit.name}", left.only(slice(-_MOST_IN_BATCH, None)))
             _add(state, limit.name, found)
 
-    def _take_outcomes(self, connection: duckdb.DuckDBPyConnection, state: State, name: str, files: list[str]) -> None:
-        matched = arrivals.match(connection, state, name, files, self._until_us)
+    def _take_outcomes(
+        self, connection: duckdb.DuckDBPyConnection, state: State, name: str, answers: Answers, files: list[str]
+    ) -> None:
+        matched = arrivals.match(connection, state, name, answers, files, self._until_us)
         for guard, limit in self._on_outcomes:
             if guard.name == name:
                 spare = state.surplus.get(limit.name, [])
@@ -237,13 +230,12 @@ class _Look:
                 _add(state, limit.name, found)
 
     def gathered(self, state: State) -> Gathered:
-        maturing = state.maturing.model_copy(deep=True)
-        maturing.until(self._until_us)
+        due, labelled = state.maturing.by(self._until_us)
         late = LateEvidence(
             until=self._until,
             answers=state.answers,
-            due=maturing.due,
-            labelled=maturing.labelled,
+            due=due,
+            labelled=labelled,
             observations={
                 limit.name: state.observations.get(limit.name, Sums())
                 for _, limit in (*self._on_labels, *self._on_outcomes)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,12 +119,15 @@ class Maturing(_Part):
             before = self.coming.get(slot, (0, 0))
             self.coming[slot] = (before[0] + answers * number, before[1] + labelled * number)
 
-    def until(self, until_us: int) -> None:
-        """Let what is due by then be due."""
-        for slot in [slot for slot in self.coming if slot * self.width_us <= until_us]:
-            answers, labelled = self.coming.pop(slot)
-            self.due += answers
-            self.labelled += labelled
+    def by(self, until_us: int) -> tuple[int, int]:
+        """How many answers are due by then, and how many of these are labelled."""
+        coming = [counts for slot, counts in self.coming.items() if slot * self.width_us <= until_us]
+        return self.due + sum(due for due, _ in coming), self.labelled + sum(labelled for _, labelled in coming)
+
+    def settle(self, until_us: int) -> None:
+        """Keep only the sums of what is due by then."""
+        self.due, self.labelled = self.by(until_us)
+        self.coming = {slot: counts for slot, counts in self.coming.items() if slot * self.width_us > until_us}
 
 
 class Stream(_Part):
@@ -153,8 +157,8 @@ class State(_Part):
 
     ``basis`` says what the sums are of; ``first_generation`` is the first route generation of the release that was
     seen and ``first_day`` the first day whose log can be its own. ``newest_us`` is the newest time of the log, and
-    ``next_us`` the time after which something that waits is to be looked at again; halves before ``cut_us`` wait
-    no more. ``tables`` are small Arrow tables by name, in Arrow's own format as base64: what waits, row by row.
+    ``next_us`` the time after which something that waits is to be looked at again. ``tables`` are small Arrow tables by
+    name, in Arrow's own format as base64: what waits, row by row, with hashes for keys.
     """
 
     format: int = FORMAT
@@ -164,7 +168,6 @@ class State(_Part):
     folders: dict[str, Folder] = {}
     newest_us: int = 0
     next_us: int | None = None
-    cut_us: int = 0
     total: Tally = Tally()
     answers: int = 0
     maturing: Maturing
@@ -177,19 +180,21 @@ class State(_Part):
         """Something that waits is to be looked at again after this time, whatever else is new."""
         self.next_us = time_us if self.next_us is None else min(time_us, self.next_us)
 
-    def table(self, name: str, schema: pa.Schema) -> pa.Table:
-        """A table that was put, or an empty one."""
+    def table(self, name: str) -> list[npt.NDArray[Any]]:
+        """The columns of a table that was put; none if there is no row."""
         if name not in self.tables:
-            return schema.empty_table()
-        return pa.ipc.open_stream(base64.b64decode(self.tables[name])).read_all()
+            return []
+        table = pa.ipc.open_stream(base64.b64decode(self.tables[name])).read_all()
+        return [column.to_numpy() for column in table.columns]
 
-    def put(self, name: str, table: pa.Table) -> None:
-        if not table.num_rows:
+    def put(self, name: str, columns: Sequence[npt.NDArray[Any]]) -> None:
+        if not len(columns[0]):
             self.tables.pop(name, None)
             return
+        batch = pa.record_batch([pa.array(column) for column in columns], names=[str(n) for n in range(len(columns))])
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
         self.tables[name] = base64.b64encode(sink.getvalue()).decode()
 
 

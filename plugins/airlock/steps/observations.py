@@ -33,9 +33,6 @@ class Labelled(NamedTuple):
         return Labelled(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
 
-NOTHING = Labelled(np.empty(0), np.empty(0), np.empty(0))
-
-
 def extended(sums: Sums, values: Floats) -> Sums:
     """The sums with these observations added."""
     return sums + Sums(n=values.size, total=float(values.sum()), squares=float(values @ values))
