@@ -23,12 +23,13 @@ from tests.support.releases import NOW, release, route
 SPAWN = multiprocessing.get_context("spawn")
 WAIT_S = 120
 MINUTE = timedelta(minutes=1)
+WORKERS = 3
 
 
-def _outcomes(work: Callable[..., str], url: str, workers: int = 4) -> list[str]:
+def _outcomes(work: Callable[..., str], url: str) -> list[str]:
     """What ``work(url, number, wait)`` returned in each process; ``wait`` returns in all of them at once."""
-    barrier, results = SPAWN.Barrier(workers), SPAWN.Queue()
-    processes = [SPAWN.Process(target=_worker, args=(work, url, n, barrier, results)) for n in range(workers)]
+    barrier, results = SPAWN.Barrier(WORKERS), SPAWN.Queue()
+    processes = [SPAWN.Process(target=_worker, args=(work, url, n, barrier, results)) for n in range(WORKERS)]
     for process in processes:
         process.start()
     try:
@@ -53,7 +54,7 @@ def _open_first(url: str, number: int, wait: Callable[[], Any]) -> str:
 
 
 def test_a_new_ledger_is_opened_by_all_at_once(ledger_url: str) -> None:
-    assert _outcomes(_open_first, ledger_url) == ["[]"] * 4
+    assert _outcomes(_open_first, ledger_url) == ["[]"] * WORKERS
     Ledger(ledger_url).open(release(), key="k", actor="ann")
 
 
@@ -71,7 +72,7 @@ def _approve(url: str, number: int, wait: Callable[[], Any]) -> str:
 def test_a_transition_happens_once(ledger_url: str) -> None:
     ledger = Ledger(ledger_url)
     ledger.open(release(), key="k", actor="ann")
-    assert _outcomes(_approve, ledger_url) == ["lost", "lost", "lost", "won"]
+    assert _outcomes(_approve, ledger_url) == ["lost"] * (WORKERS - 1) + ["won"]
     assert [entry.event for entry in ledger.timeline("m")] == ["open", "approve"]
     assert len(ledger.pending_effects("m")) == 1
 
@@ -89,7 +90,7 @@ def _write_route(url: str, number: int, wait: Callable[[], Any]) -> str:
 
 
 def test_a_generation_has_one_route(ledger_url: str) -> None:
-    assert _outcomes(_write_route, ledger_url) == ["lost", "lost", "lost", "won"]
+    assert _outcomes(_write_route, ledger_url) == ["lost"] * (WORKERS - 1) + ["won"]
     ledger = Ledger(ledger_url)
     assert len(ledger.routes("m")) == 1
     assert [item.phase for item in ledger.releases("m")].count(Phase.APPROVED) == 1
@@ -117,7 +118,7 @@ def _take_lease(url: str, number: int, wait: Callable[[], Any]) -> str:
 
 
 def test_a_lease_has_one_holder(ledger_url: str) -> None:
-    assert _outcomes(_take_lease, ledger_url) == ["1", "lost", "lost", "lost"]
+    assert _outcomes(_take_lease, ledger_url) == ["1"] + ["lost"] * (WORKERS - 1)
 
 
 def _claim(url: str, number: int, wait: Callable[[], Any]) -> str:
@@ -145,8 +146,8 @@ def _count_up(url: str, number: int, wait: Callable[[], Any]) -> str:
 
 
 def test_no_addition_to_a_state_is_lost(ledger_url: str) -> None:
-    assert _outcomes(_count_up, ledger_url) == ["done"] * 4
-    assert Ledger(ledger_url).load_state("m", "n") == ("40", 40)
+    assert _outcomes(_count_up, ledger_url) == ["done"] * WORKERS
+    assert Ledger(ledger_url).load_state("m", "n") == (str(10 * WORKERS), 10 * WORKERS)
 
 
 def _take_over_and_write(url: str, number: int, wait: Callable[[], Any]) -> str:
@@ -171,7 +172,7 @@ def _take_over_and_write(url: str, number: int, wait: Callable[[], Any]) -> str:
 def test_nobody_writes_after_the_lease_was_taken_over(ledger_url: str) -> None:
     ledger = Ledger(ledger_url)
     ledger.open(release(), key="k", actor="ann")
-    assert _outcomes(_take_over_and_write, ledger_url, workers=3) == ["done"] * 3
+    assert _outcomes(_take_over_and_write, ledger_url) == ["done"] * WORKERS
     tokens = [int(entry.reason) for entry in ledger.timeline("m") if entry.event == "write"]
     assert tokens == sorted(tokens), "a lower token wrote after a higher one was granted"
     assert len(set(tokens)) > 1
