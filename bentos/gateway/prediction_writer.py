@@ -163,21 +163,28 @@ def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa
     facts: list[tuple[Any, ...]] = []
     values: list[Sequence[Any]] = []
     for entry in entries:
-        origin = entry.origin
-        count = len(origin.rows)
-        nothing = (None,) * count
-        every = [
-            *(origin.generation, origin.release, origin.pin, origin.routing_key),
-            *(entry.version, entry.variant, entry.role, entry.fallback, entry.error),
-        ]
-        facts.extend(
-            zip(
-                *((origin.at_us,) * count, origin.event_times_us, origin.keys, (origin.request_id,) * count),
-                *(range(count), *((fact,) * count for fact in every)),
-                *(entry.predictions or nothing, entry.probabilities or nothing, (entry.latency_ms,) * count),
-                strict=True,
+        origin, predictions, probabilities = entry.origin, entry.predictions, entry.probabilities
+        for row, (key, event_time_us) in enumerate(zip(origin.keys, origin.event_times_us, strict=True)):
+            facts.append(
+                (
+                    origin.at_us,
+                    event_time_us,
+                    key,
+                    origin.request_id,
+                    row,
+                    origin.generation,
+                    origin.release,
+                    origin.pin,
+                    entry.version,
+                    entry.variant,
+                    entry.role,
+                    entry.fallback,
+                    entry.error,
+                    predictions[row] if predictions else None,
+                    probabilities[row] if probabilities else None,
+                    entry.latency_ms,
+                )
             )
-        )
         values.extend(origin.rows)
     arrays = [pa.array(column, kind) for column, kind in zip(zip(*facts, strict=True), _COLUMNS.values(), strict=True)]
     for (_, kind), column in zip(columns, zip(*values, strict=True), strict=True):
