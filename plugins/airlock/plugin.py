@@ -7,6 +7,7 @@ from typing import Any
 from airflow.plugins_manager import AirflowPlugin
 
 from airlock import settings
+from airlock.deadlines import RunCreated
 
 
 def _views() -> list[dict[str, Any]]:
@@ -18,7 +19,8 @@ def _views() -> list[dict[str, Any]]:
 
 
 class AirlockPlugin(AirflowPlugin):
-    """Links to the model registry and to the gateway's API page in the navigation."""
+    """Links to the model registry and to the gateway's API page in the navigation; what deadlines count from."""
 
     name = "airlock"
     external_views = _views()
+    deadline_references = [RunCreated]  # noqa: RUF012 - Airflow reads it from the class

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from airflow.sdk import DAG, AssetAny, AssetOrTimeSchedule, CronTriggerTimetable
 from airflow.sdk.definitions.asset import Asset
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import ParamValidationError
+from airflow.serialization.decoders import decode_deadline_alert
+from airflow.serialization.encoders import encode_deadline_alert
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airlock.core.spec import ModelSpec
@@ -221,6 +223,9 @@ def test_airflow_tells_of_a_release_that_takes_too_long(changes: dict[str, Any],
     assert alert.interval == timedelta(hours=hours)
     assert alert.callback.path == "airlock.triggers.overdue.release_overdue"
     assert alert.callback.kwargs["model"] == "toy"
+    assert decode_deadline_alert(encode_deadline_alert(alert)).reference.evaluate_with(
+        session=None, interval=alert.interval
+    ) - datetime.now(UTC) > alert.interval - timedelta(minutes=1)
 
 
 @pytest.mark.parametrize(

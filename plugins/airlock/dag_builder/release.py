@@ -8,12 +8,13 @@ from typing import Any
 
 from airflow.sdk import DAG, Label, Param, TriggerRule
 from airflow.sdk.definitions.callback import AsyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+from airflow.sdk.definitions.deadline import DeadlineAlert
 
 from airlock import assets
 from airlock.core.release import plan
 from airlock.core.spec import ModelSpec, written
 from airlock.dag_builder.common import model_dag, run_param
+from airlock.deadlines import RunCreated
 from airlock.operators.approval import ApproveReleaseOperator
 from airlock.operators.release import (
     CompleteReleaseOperator,
@@ -27,6 +28,9 @@ from airlock.triggers.overdue import release_overdue
 
 _RELEASE = "{{ ti.xcom_pull(task_ids='package')['id'] }}"
 """By template, not by reference: a reference would draw an edge to every later task."""
+
+_RETRIES = 5
+"""A task that wakes up before a busy scheduler has seen it pause is taken for killed: that costs a try, and no more."""
 
 _SLACK = timedelta(minutes=30)
 """For packing, starting tasks and loading versions, beside what the steps and the questions may take."""
@@ -81,7 +85,7 @@ def release_dag(spec: ModelSpec) -> DAG:
 
 
 def _common(spec: ModelSpec) -> dict[str, Any]:
-    return {"model": spec.model, "release": _RELEASE}
+    return {"model": spec.model, "release": _RELEASE, "retries": _RETRIES}
 
 
 def _rule_after(before: object) -> TriggerRule:
@@ -135,7 +139,7 @@ def _overdue(spec: ModelSpec) -> DeadlineAlert:
     asked = spec.approvals.expires if spec.approvals.required else timedelta(0)
     longest = sum((step.deadline for step in plan(spec)), asked + _SLACK)
     return DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=RunCreated(),
         interval=longest,
         callback=AsyncCallback(release_overdue, kwargs={"model": spec.model, "after": written(longest)}),
     )

@@ -57,7 +57,7 @@ class ReconcileOperator(ModelOperator):
             return repair.model_copy(update={"done": True})
         if repair.kind == "candidate_asset" and repair.version and self._is_lost(repair.version, now):
             for outlet in self.outlets:
-                extra = {"version": repair.version, "skip_shadow": False}
+                extra: dict[str, Any] = {"version": repair.version, "skip_shadow": False}
                 context["outlet_events"][outlet].add(assets.candidate(self.model), extra=extra)
             return repair.model_copy(update={"done": True})
         return repair
