@@ -84,7 +84,6 @@ def test_a_row_past_its_ttl_is_missing_on_both_sides(settings: Settings, hours: 
 
 
 def test_an_online_read_that_forgets_the_ttl_is_caught(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "_start_of", lambda view, at: at - 2 * view.ttl)
     monkeypatch.setattr(gathering, "_forget_expired", lambda repo, at: None)
     verdict = verdict_on(gathered(settings, quiet_tables(9)))
     assert verdict.status is Status.FAIL

@@ -27,10 +27,11 @@ from airlock.core.refs import SnapshotRef, TrainingSetRef
 from airlock.core.spec import FeatureParityGate, Features, ModelSpec
 from airlock.settings import Settings
 from airlock.steps import point_in_time
-from airlock.steps.feature_repo import Repo, View, open_repo, quiet
+from airlock.steps.feature_repo import Repo, open_repo, quiet
 from airlock.steps.snapshot import read_table, snapshot_of, table_path
 
 _ROW = "row"
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def feature_values(spec: ModelSpec, settings: Settings, training_set: TrainingSetRef) -> FeatureValues | None:
@@ -119,18 +120,14 @@ def _read_online(
     with tempfile.TemporaryDirectory(prefix="airlock-parity-") as scratch, quiet():
         repo = open_repo(settings, features.service, tables=Path(snapshot.path), private=Path(scratch))
         repo.store.apply(repo.objects)
-        for view in repo.views.values():
-            repo.store.materialize(_start_of(view, at), at, feature_views=[view.name])
+        for view in repo.views:
+            # All of its history, so that rows past their TTL are there, as in a store that has been fed for long.
+            repo.store.materialize(_BEGINNING, at, feature_views=[view])
         _forget_expired(repo, at)
         answer: dict[str, list[Any]] = repo.store.get_online_features(
             features=repo.store.get_feature_service(repo.service.name), entity_rows=rows
         ).to_dict()
     return answer
-
-
-def _start_of(view: View, at: datetime) -> datetime:
-    """From when on rows are materialised, as into the store in use."""
-    return at - view.ttl if view.ttl else datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _forget_expired(repo: Repo, at: datetime) -> None:
