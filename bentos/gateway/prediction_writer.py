@@ -175,6 +175,7 @@ def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa
                     origin.generation,
                     origin.release,
                     origin.pin,
+                    origin.routing_key,
                     entry.version,
                     entry.variant,
                     entry.role,
