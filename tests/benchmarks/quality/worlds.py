@@ -231,7 +231,7 @@ def _paired_loss() -> Watch:
         (
             Case("equal: no loss", equal.moved_to(0.0), bad=False),
             Case(f"on the bound: loss {margin:g}", equal.moved_to(margin), bad=False),
-            *(Case(f"AUC -{drop:g}, by Brier", _pairs(CHAMPION_AUC - drop)[1], True) for drop in (0.01, 0.03)),
+            Case("AUC -0.03, by Brier", _pairs(CHAMPION_AUC - 0.03)[1], bad=True),
         ),
     )
 
