@@ -50,7 +50,7 @@ def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
 
 
 def test_every_answer_is_in_the_log_after_a_stop(gateway: GatewayProcess) -> None:
-    answers = 0
+    asked: list[int] = []
 
     def ask_until_it_ends(name: int) -> int:
         done = 0
@@ -64,11 +64,14 @@ def test_every_answer_is_in_the_log_after_a_stop(gateway: GatewayProcess) -> Non
                     return done
                 assert response.status_code == 200
                 done += 1
+                asked.append(n)
         return done
 
     with ThreadPoolExecutor(4) as threads:
         clients = [threads.submit(ask_until_it_ends, n) for n in range(4)]
-        time.sleep(1.5)
+        deadline = time.monotonic() + 30
+        while len(asked) <= 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
         gateway.process.send_signal(signal.SIGTERM)
         answers = sum(client.result(30) for client in clients)
     assert gateway.process.wait(15) == 0
