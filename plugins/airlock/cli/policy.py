@@ -28,7 +28,10 @@ def _policy() -> None:
 def replay(  # noqa: PLR0917 - one for each option
     model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")],
     policy: Annotated[
-        Path | None, typer.Option(help="Another spec whose rollout and guards to try.", exists=True, dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="Another spec of the model, <model>.yaml in another folder, to try.", exists=True, dir_okay=False
+        ),
     ] = None,
     release: Annotated[str | None, typer.Option(help="Replay what was logged of this release.")] = None,
     candidate: Annotated[str | None, typer.Option(help="Replay what this version was asked; with --champion.")] = None,
