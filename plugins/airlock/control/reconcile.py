@@ -77,8 +77,7 @@ def reconcile(
         *work.ejection(answer),
         *work.orphans(run_state),
         *work.aliases(),
-        *work.lost("champion_asset"),
-        *work.lost("record"),
+        *work.champion_asset(),
     ]
 
 
@@ -177,15 +176,15 @@ class _Reconciliation:
         if (candidate := shown["candidate"]) is not None:
             yield from self._candidate(port, candidate)
 
-    def lost(self, kind: Literal["champion_asset", "record"]) -> Iterator[Repair]:
-        """Effects that others do, and that nobody has done for a while."""
-        for effect in self.control.pending(kind):
+    def champion_asset(self) -> Iterator[Repair]:
+        """Events of a new champion that nobody has sent for a while."""
+        for effect in self.control.pending("champion_asset"):
             if self.now - effect.at > GRACE:
                 release = self.ledger.release(effect.release) if effect.release else None
-                champion = self.ledger.champion(self.model) if kind == "champion_asset" else None
+                champion = self.ledger.champion(self.model)
                 version = champion.version if champion else release.version if release else None
-                what = f"{kind.replace('_', ' ')} of version {version} is due since {effect.at:%Y-%m-%d %H:%M:%S}"
-                yield Repair(kind=kind, what=what, done=False, release=effect.release, version=version)
+                what = f"the event of champion {version} is due since {effect.at:%Y-%m-%d %H:%M:%S}"
+                yield Repair(kind="champion_asset", what=what, done=False, release=effect.release, version=version)
 
     def _candidate(self, port: ReadableAliases, candidate: str) -> Iterator[Repair]:
         releases = self.ledger.releases(self.model)
