@@ -14,7 +14,9 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airlock import assets
-from airlock.control import ReleaseControl
+from airlock.control import ReleaseControl, records
+from airlock.core.errors import AirlockError, Unavailable
+from airlock.core.refs import Ref
 from airlock.core.release import Phase, Release
 from airlock.ledger import Ledger
 from airlock.operators import reconcile
@@ -23,7 +25,23 @@ from tests.support.operator_world import Gateway, Versions, opened, shares, wait
 
 Make = Callable[..., dict[str, Any]]
 
-pytestmark = pytest.mark.usefixtures("gateway", "versions")
+pytestmark = pytest.mark.usefixtures("gateway", "versions", "registry_of_records")
+
+
+@pytest.fixture
+def registry_of_records(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Ref] | AirlockError], None]:
+    """What comes of writing the records that are due; nothing is, unless a test says so."""
+
+    def becomes(found: list[Ref] | AirlockError) -> None:
+        def write(*_: object) -> list[Ref]:
+            if isinstance(found, AirlockError):
+                raise found
+            return found
+
+        monkeypatch.setattr(records, "write_pending", write)
+
+    becomes([])
+    return becomes
 
 
 @pytest.fixture
@@ -148,3 +166,24 @@ def test_a_gateway_that_is_down_is_told(champion: Release, context: dict[str, An
     found = sweep(context)
     assert found["gateway"]["what"] == "the gateway does not answer"
     assert not found["gateway"]["done"]
+
+
+@pytest.mark.parametrize(
+    ("found", "done", "what"),
+    [
+        ([Ref(path="/r/record.json", digest="sha256:1")], True, "/r/record.json"),
+        (Unavailable("MLflow does not answer"), False, "MLflow does not answer"),
+    ],
+)
+def test_records_that_are_due_are_written_or_stay_due(
+    found: list[Ref] | AirlockError,
+    done: bool,
+    what: str,
+    champion: Release,
+    context: dict[str, Any],
+    registry_of_records: Callable[[list[Ref] | AirlockError], None],
+) -> None:
+    registry_of_records(found)
+    told = sweep(context)["record"]
+    assert told["done"] is done
+    assert what in told["what"]

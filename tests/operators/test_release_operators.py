@@ -118,6 +118,32 @@ class TestPackage:
         respec(f"approvals: {approvals}")
         assert self.run(dag, make_context()).phase is phase
 
+    @pytest.mark.parametrize("approvals", ["{required: 0}", "{required: 1, before: promotion}"])
+    def test_cleared_with_a_later_task_it_approves_nothing_and_opens_nothing(
+        self,
+        dag: DAG,
+        make_context: Make,
+        champion: Release,
+        approvals: str,
+        respec: Callable[[str], None],
+        control: ReleaseControl,
+        versions: Versions,
+    ) -> None:
+        respec(f"approvals: {approvals}")
+        event = {assets.candidate("toy"): {"version": "2"}}
+        release = self.run(dag, make_context(events=event))
+        assert self.run(dag, make_context(events=event)) == release
+        for step in ("warm_up", "shadow", "canary_5", "canary_100"):
+            control.enter(release.id, step)
+        standing = control.ledger.release(release.id)
+        assert self.run(dag, make_context(events=event)) == standing
+        assert control.ledger.votes(release.id) == []
+        control.ledger.record(standing, [HELD], step="canary_100", now=standing.entered_at)
+        if control.spec.approvals.required:
+            control.vote(release.id, actor="ada", yes=True, reason="fine", evidence=control.evidence(release.id))
+        control.promote(release.id)
+        assert self.run(dag, make_context(events=event)).phase is Phase.PROMOTED
+
     def test_a_version_without_verdicts_is_not_released(
         self, dag: DAG, make_context: Make, versions: Versions, ledger: Ledger
     ) -> None:

@@ -43,6 +43,16 @@ class PackageBentoOperator(ModelOperator):
 
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
+        # Airflow clears a setup with any task after it: what this run has opened stands, wherever it is by now.
+        release = self._opened(context) or self._open(context)
+        self._supersede(release)
+        return self._let_on(release).model_dump(mode="json")
+
+    def _opened(self, context: Context) -> Release | None:
+        run = run_name(context)
+        return next((release for release in self.control.ledger.releases(self.model) if release.run == run), None)
+
+    def _open(self, context: Context) -> Release:
         from airlock.steps import packaging
 
         registry = self.registry_hook.get_conn()
@@ -67,13 +77,16 @@ class PackageBentoOperator(ModelOperator):
         )
         if by_event:
             self._refuse_doubled(context, release)
-        self._supersede(release)
-        if not self.spec.approvals.required:
-            release = self.control.approve(release.id, actor="spec", reason="the spec asks for no approval")
-        elif self.spec.approvals.before == "promotion":
-            release = self.control.approve(release.id, actor="spec", reason="people are asked before the promotion")
         self.log.info("Release %s of version %s, packed as %s", release.id, release.version, bento.tag)
-        return release.model_dump(mode="json")
+        return release
+
+    def _let_on(self, release: Release) -> Release:
+        """Let a release on whose traffic nobody is asked about. Later on, to approve is for people alone."""
+        asked = self.spec.approvals
+        if release.phase is not Phase.OPENED or (asked.required and asked.before == "traffic"):
+            return release
+        reason = "people are asked before the promotion" if asked.required else "the spec asks for no approval"
+        return self.control.approve(release.id, actor="spec", reason=reason)
 
     def _refuse_champion(self, version: str, *, by_event: bool) -> None:
         champion = self.ledger_hook.get_conn().champion(self.model)
