@@ -95,7 +95,9 @@ class TestDeLong:
         (auc, rows, columns), (other, other_rows, other_columns) = components
         variance = np.var(rows, ddof=1) / len(rows) + np.var(columns, ddof=1) / len(columns)
         half = 1.6448536269514722 * math.sqrt(variance)
-        assert metric_interval("roc_auc", labels, first, confidence=0.95) == pytest.approx((auc, auc - half, auc + half))
+        assert metric_interval("roc_auc", labels, first, confidence=0.95) == pytest.approx(
+            (auc, auc - half, auc + half)
+        )
         paired = np.cov(rows, other_rows) / len(rows) + np.cov(columns, other_columns) / len(columns)
         half = 1.6448536269514722 * math.sqrt(paired[0, 0] + paired[1, 1] - 2 * paired[0, 1])
         assert metric_gain("roc_auc", labels, first, second, confidence=0.95) == pytest.approx(
