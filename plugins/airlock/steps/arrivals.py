@@ -31,7 +31,7 @@ class Values(NamedTuple):
     known: Ints
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
-        return type(self)(*(column[rows] for column in self))
+        return self if rows.dtype == bool and rows.all() else type(self)(*(column[rows] for column in self))
 
     def then(self, other: Values) -> Values:
         return Values(*(np.concatenate(columns) for columns in zip(self, other, strict=True)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -52,7 +52,7 @@ class Half(NamedTuple):
     score: Floats
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
-        return type(self)(*(column[rows] for column in self))
+        return self if rows.dtype == bool and rows.all() else type(self)(*(column[rows] for column in self))
 
 
 class Asked(NamedTuple):
@@ -79,10 +79,11 @@ class Answers(NamedTuple):
     theirs: Floats
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
-        return type(self)(*(column[rows] for column in self))
+        return self if rows.dtype == bool and rows.all() else type(self)(*(column[rows] for column in self))
 
     def then(self, *others: Answers) -> Answers:
-        return Answers(*(np.concatenate(columns) for columns in zip(self, *others, strict=True)))
+        some = [answers for answers in (self, *others) if answers.key.size] or [self]
+        return Answers(*(np.concatenate(columns) for columns in zip(*some, strict=True))) if some[1:] else some[0]
 
 
 def version() -> str:
@@ -137,7 +138,7 @@ def read(
         WHERE (release = $release AND (version IS NULL OR version IN ($version, $champion)))
             OR (version = $version AND generation >= $generation)
         """
-    values = {"version": release.version, "champion": champion, "release": release.id}
+    values: dict[str, object] = {"version": release.version, "champion": champion, "release": release.id}
     values |= {"generation": state.first_generation, "files": list(files)}
     columns = [np.asarray(column) for column in connection.execute(query, values).fetchnumpy().values()]
     asked = Asked(Half(*columns[:9]), *columns[9:])
@@ -174,10 +175,10 @@ def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:
     """
     half, failed = asked.half, np.isnan(asked.half.score)
     fits = asked.pairable | (asked.here & ~half.ours & ~(failed & half.served))
-    halves = _then(half.only(fits), _kept(state))
+    halves = _then(half.only(fits), state.table("halves"))
     ours, theirs = _partners(halves)
-    one, other = halves.only(ours), halves.only(theirs)
-    _compare(one, other, spec, state)
+    one, other, stood_in = halves.only(ours), halves.score[theirs], halves.stood_in[theirs]
+    _compare(one, other, stood_in, spec, state)
     alone = np.ones(halves.row.size, bool)
     alone[ours] = alone[theirs] = False
     patience = HALF_LIFE // timedelta(microseconds=1)
@@ -189,7 +190,7 @@ def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:
     _keep(state, halves.only(stays), patience)
     given_up = halves.only(alone & ~stays & halves.ours)
     never = half.only(half.ours & ~asked.pairable)
-    paired = _answers(one, np.where(other.stood_in, np.nan, other.score))
+    paired = _answers(one, np.where(stood_in, np.nan, other))
     return paired.then(*(_answers(rest, np.full(rest.score.size, np.nan)) for rest in (given_up, never)))
 
 
@@ -213,38 +214,31 @@ def _partners(halves: Half) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
     return np.where(mine, first, second), np.where(mine, second, first)
 
 
-def _compare(one: Half, other: Half, spec: ModelSpec, state: State) -> None:
+def _compare(one: Half, other: Floats, stood_in: Flags, spec: ModelSpec, state: State) -> None:
     """Add the requests that both versions answered, each once."""
     tally = state.total
-    in_place = other.stood_in & one.served & np.isnan(one.score) & (one.row == 0)
-    tally.fallbacks += int(np.count_nonzero(in_place))
-    both = ~(np.isnan(one.score) | np.isnan(other.score) | other.stood_in)
-    ours, theirs, bound = one.score[both], other.score[both], spec.label.threshold
+    failed = np.isnan(one.score)
+    tally.fallbacks += int(np.count_nonzero(stood_in & one.served & failed & (one.row == 0)))
+    both = ~(failed | np.isnan(other) | stood_in)
+    ours, theirs, bound = one.score[both], other[both], spec.label.threshold
     difference = ours - theirs
     flipped = np.zeros(ours.size)
     if spec.task is Task.CLASSIFICATION:
         flipped = ((ours >= bound) != (theirs >= bound)).astype(np.float64)
-    mean = _by_request(one.only(both))
+    mean = _by_request(one, both)
     for name, values in (("difference", difference), ("absolute", np.abs(difference)), ("flips", flipped)):
         sums: Sums = getattr(tally, name)
         setattr(tally, name, extended(sums, mean(values)))
 
 
-def _by_request(rows: Half) -> Any:
+def _by_request(rows: Half, both: Flags) -> Callable[[Floats], Floats]:
     """A function that takes the mean of a column over the rows of each request."""
     if not rows.row.any():
         return lambda values: values  # nearly always: one row a request
+    rows = rows.only(both)
     _, request = np.unique(np.stack([rows.asked_us.astype(np.uint64), rows.request]), axis=1, return_inverse=True)
     size = np.bincount(request)
     return lambda values: np.bincount(request, values) / size
-
-
-def _kept(state: State) -> Half:
-    table = state.table("halves")
-    return Half(*table) if table else Half(*(np.empty(0, kind) for kind in _HALF))
-
-
-_HALF = ("i8", "i8", "u8", "u8", "i4", "?", "?", "?", "f8")
 
 
 def _keep(state: State, halves: Half, patience: int) -> None:
@@ -253,5 +247,7 @@ def _keep(state: State, halves: Half, patience: int) -> None:
         state.due_at(int(halves.asked_us.min()) + patience)
 
 
-def _then(half: Half, other: Half) -> Half:
-    return Half(*(np.concatenate(columns) for columns in zip(half, other, strict=True)))
+def _then(half: Half, kept: Sequence[npt.NDArray[Any]]) -> Half:
+    if not kept:
+        return half
+    return Half(*(np.concatenate([half[place], column]) for place, column in enumerate(kept)))

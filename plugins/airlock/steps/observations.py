@@ -56,11 +56,12 @@ def single(guard: Guard, rows: Labelled, threshold: float) -> Floats:
 
 def losses(metric: str, labels: Floats, scores: Floats, threshold: float) -> Floats:
     """Each row's loss; for RMSE its squared error, for accuracy 1 where the decision was wrong."""
+    found: Floats
     match metric:
         case "log_loss":
             found = log_losses(labels, scores)
         case "brier" | "squared_error" | "rmse":
-            found: Floats = (scores - labels) ** 2
+            found = (scores - labels) ** 2
         case "absolute_error" | "mae":
             found = np.abs(scores - labels)
         case "zero_one" | "accuracy":
