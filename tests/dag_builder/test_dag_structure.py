@@ -64,7 +64,10 @@ TRAIN = (
     "register_version",
 )
 CANARY = ("canary_5", "canary_25", "canary_50", "canary_100")
-ROLLOUT_END = {("promote", "restore_traffic"), ("package", "restore_traffic"), ("warm_up", "promote")}
+TEARDOWN = {
+    *(("package", "restore_traffic"), ("restore_traffic", "write_record"), ("package", "write_record")),
+}
+ROLLOUT_END = {("promote", "restore_traffic"), ("warm_up", "promote"), *TEARDOWN}
 NOBODY = {"approvals": {"required": 0}}
 
 
@@ -109,7 +112,7 @@ STRUCTURES = [
     (
         "release",
         {"approvals": {"before": "promotion"}, "rollout": {"plan": "shadow_only"}},
-        chained("package", "warm_up", "shadow", "complete", "restore_traffic") | {("package", "restore_traffic")},
+        chained("package", "warm_up", "shadow", "complete", "restore_traffic") | TEARDOWN,
     ),
     (
         "release",

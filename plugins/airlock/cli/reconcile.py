@@ -13,6 +13,7 @@ from airlock.cli.steer import control_of
 
 if TYPE_CHECKING:
     from airlock.control.reconcile import Repair
+    from airlock.control.release import ReleaseControl
     from airlock.core.release import Release
 
 
@@ -54,7 +55,24 @@ def _reconciled(model: str, *, dry_run: bool) -> list[Repair]:
             return None
 
     with control_of(model, aliases=True) as control:
-        return repair(control, status=status, run_state=_run_state, now=datetime.now(UTC), dry_run=dry_run)
+        found = repair(control, status=status, run_state=_run_state, now=datetime.now(UTC), dry_run=dry_run)
+        return [*found, *_records(control, dry_run=dry_run)]
+
+
+def _records(control: ReleaseControl, *, dry_run: bool) -> list[Repair]:
+    from airlock.control.reconcile import Repair
+    from airlock.control.records import write_pending
+    from airlock.core.errors import AirlockError
+    from airlock.steps.registry import Registry
+
+    due = control.pending("record")
+    if dry_run or not due:
+        return [Repair(kind="record", what=f"the record of release {effect.release}", done=False) for effect in due]
+    try:
+        written = write_pending(control, Registry(control.settings.mlflow_url))
+    except AirlockError as error:
+        return [Repair(kind="record", what=f"not written: {error}", done=False)]
+    return [Repair(kind="record", what=f"written to {record.path}", done=True) for record in written]
 
 
 def _run_state(release: Release) -> str | None:

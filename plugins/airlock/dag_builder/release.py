@@ -16,6 +16,7 @@ from airlock.core.spec import ModelSpec, written
 from airlock.dag_builder.common import model_dag, run_param
 from airlock.deadlines import RunCreated
 from airlock.operators.approval import ApproveReleaseOperator
+from airlock.operators.record import WriteRecordOperator
 from airlock.operators.release import (
     CompleteReleaseOperator,
     PackageBentoOperator,
@@ -80,7 +81,9 @@ def release_dag(spec: ModelSpec) -> DAG:
             end = CompleteReleaseOperator(task_id="complete", **_common(spec))
         last >> end
         restore = RestoreTrafficOperator(task_id="restore_traffic", **_common(spec))
-        end >> restore.as_teardown(setups=packaged)
+        # Both are teardowns: they run whatever happened, and their success does not make the run a success.
+        record = WriteRecordOperator(task_id="write_record", **_common(spec))
+        end >> restore.as_teardown(setups=packaged) >> record.as_teardown(setups=packaged)
     return dag
 
 

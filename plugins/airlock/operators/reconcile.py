@@ -10,8 +10,9 @@ from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airlock import assets
+from airlock.control import records
 from airlock.control.reconcile import Repair, reconcile
-from airlock.core.errors import NotFound, Unavailable
+from airlock.core.errors import AirlockError, NotFound, Unavailable
 from airlock.core.release import Release
 from airlock.core.tally import GatewayStatus
 from airlock.operators.base import ModelOperator, refusals_are_final
@@ -38,10 +39,18 @@ class ReconcileOperator(ModelOperator):
         repairs = reconcile(
             self.control, status=self._status, run_state=lambda release: _run_state(context, release), now=now
         )
-        told = [self._send(context, repair, now) for repair in repairs]
+        told = [self._send(context, repair, now) for repair in repairs] + self._records()
         for repair in told:
             self.log.log(20 if repair.done else 30, "%s: %s", repair.kind, repair.what)
         return [repair.model_dump(mode="json") for repair in told]
+
+    def _records(self) -> list[Repair]:
+        """Records that are due; a registry that is down leaves them due."""
+        try:
+            written = records.write_pending(self.control, self.registry_hook.get_conn())
+        except AirlockError as error:
+            return [Repair(kind="record", what=f"not written: {error}", done=False)]
+        return [Repair(kind="record", what=f"written to {record.path}", done=True) for record in written]
 
     def _status(self) -> GatewayStatus | None:
         try:
