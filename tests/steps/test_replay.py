@@ -18,7 +18,8 @@ from airlock.core.replay_report import repeated
 from airlock.core.tally import Tally
 from airlock.settings import Settings
 from airlock.steps import evidence, labels, outcomes
-from airlock.steps.replay import START, Simulation, recorded, simulated, truth
+from airlock.steps.replay import recorded
+from airlock.steps.simulation import START, Simulation, simulated, truth
 from tests.steps.test_evidence import GUARDS, LABEL
 from tests.support.release_log import RELEASE, Memory, entry, write_part
 from tests.support.release_log import START as ASKED

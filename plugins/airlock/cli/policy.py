@@ -14,7 +14,8 @@ from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reporte
 if TYPE_CHECKING:
     from airlock.core.replay_report import Repeated, ReplayReport
     from airlock.core.spec import ModelSpec
-    from airlock.steps.replay import Recorded, Simulation
+    from airlock.steps.replay import Recorded
+    from airlock.steps.simulation import Simulation
 
 app = typer.Typer(help="Try a policy before anyone trusts it with traffic.", no_args_is_help=True)
 
@@ -153,8 +154,8 @@ def _simulated(
 
     from airlock.core.replay import replay
     from airlock.core.replay_report import repeated
-    from airlock.steps.replay import simulated, truth
     from airlock.steps.replay_plot import Line, draw_many, draw_one, line
+    from airlock.steps.simulation import simulated, truth
 
     true = truth(spec, simulation)
     lines: list[Line] = []
@@ -230,7 +231,7 @@ def _simulation(text: str) -> Simulation:
 
     from pydantic import ValidationError
 
-    from airlock.steps.replay import Simulation
+    from airlock.steps.simulation import Simulation
 
     found: dict[str, str] = {}
     for pair in filter(None, (part.strip() for part in text.split(","))):
