@@ -22,6 +22,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airlock import settings, steps
+from airlock.control import ReleaseControl
 from airlock.core.refs import (
     BentoRef,
     EvaluatedRef,
@@ -37,6 +38,7 @@ from airlock.core.verdict import Status, Verdict
 from airlock.dag_builder import build_dags
 from airlock.hooks.registry import RegistryHook
 from airlock.ledger import Ledger
+from airlock.specs import find
 
 DIGEST = "sha256:" + "a" * 64
 BAD = "3"
@@ -58,7 +60,8 @@ class Gateway(BaseHTTPRequestHandler):
     ledger: Ledger
 
     def do_GET(self) -> None:
-        route = self.ledger.route("toy")
+        model = self.path.split("/")[3]
+        route = self.ledger.route(model)
         assert route is not None
         age = (datetime.now(UTC) - route.written_at).total_seconds()
         requests = 500 if age > 1 else 0
@@ -70,10 +73,12 @@ class Gateway(BaseHTTPRequestHandler):
             elif version in route.shadow:
                 counted[version] = {"shadow": Tally(requests=requests, latency=[requests] + [0] * 71)}
         status = GatewayStatus(
-            model="toy",
+            model=model,
             generation=route.generation,
             checksum=route.checksum,
             release=route.release,
+            rollout_step=route.step,
+            observed_s=age,
             champion=route.champion,
             candidate=route.candidate,
             share=route.share,
@@ -108,6 +113,13 @@ class Versions:
     def register(self, spec: Any, evaluated: EvaluatedRef, *, key: str, author: str | None) -> VersionRef:
         return self.version(spec.model, "1")
 
+    def artifact(self, run_id: str, path: str, folder: Path) -> Path:
+        judged = {"bundle": DIGEST, "verdicts": [PASS.model_dump(mode="json")]}
+        (folder / "judged.json").write_text(json.dumps(judged))
+        return folder
+
+    def alias(self, model: str, alias: str) -> str | None: ...
+
     def set_alias(self, model: str, alias: str, version: str) -> None: ...
 
     def clear_alias(self, model: str, alias: str, version: str) -> None: ...
@@ -124,6 +136,7 @@ def stand_in(verdict: Verdict) -> None:
         "export": {"export": lambda *_: ONNX},
         "evaluation": {"evaluate": lambda *_, **__: evaluated},
         "packaging": {"package": lambda _spec, _settings, version: bento(version.version)},
+        "record": {"write": lambda *_: Ref(path="/record", digest=DIGEST)},
         "scoring": {"score": lambda _spec, _settings, _ledger, partition: {"partition": partition, "rows": 1}},
     }
     for name, functions in fakes.items():
@@ -136,12 +149,32 @@ def bento(version: str) -> BentoRef:
 
 
 def run(dag: DAG, conf: dict[str, Any]) -> dict[str, Any]:
+    dag.deadline = None  # dag.test() of Airflow 3.3.2 fails on a DAG with a deadline alert
     dag_run = dag.test(run_conf=conf)
     states = {f"{ti.task_id}[{ti.map_index}]": str(ti.state) for ti in dag_run.get_task_instances()}
     return {
         "run": str(dag_run.state.value),
         "tasks": {name.replace("[-1]", ""): state for name, state in sorted(states.items())},
+        "weights": route.weights if (route := Gateway.ledger.route(dag.dag_id.partition("__")[0])) else {},
     }
+
+
+def waiting(model: str, version: str, run_id: str) -> str:
+    """A release that nobody has answered for; its id."""
+    where = settings.load()
+    control = ReleaseControl(find(where, model), where, Gateway.ledger)
+    return control.open(version, bento(version), actor="test", key=run_id, run=run_id, verdicts=(PASS,)).id
+
+
+def promote_first(model: str) -> None:
+    """Version 1 as the champion of a model whose own rollout promotes nothing."""
+    where = settings.load()
+    spec = find(where, model)
+    canary = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"plan": "canary"})})
+    control = ReleaseControl(canary, where, Gateway.ledger)
+    release = control.open("1", bento("1"), actor="test", key=f"{model} 1", verdicts=(PASS,))
+    control.approve(release.id, actor="test", reason="first")
+    control.promote(release.id)
 
 
 def main() -> None:
@@ -157,9 +190,18 @@ def main() -> None:
     releases = {"first": {}, "good": {}, "bad": {}, "no_shadow": {"skip_shadow": True}}
     for number, (name, conf) in enumerate(releases.items(), start=1):
         said[name] = run(dags["toy__release"], {"version": str(number), **conf})
-        said[name]["weights"] = Gateway.ledger.route("toy").weights  # type: ignore[union-attr]
     said["rollback"] = run(dags["toy__rollback"], {"to": "1", "reason": "just because"})
-    said["rollback"]["weights"] = Gateway.ledger.route("toy").weights  # type: ignore[union-attr]
+    run(dags["green__release"], {"version": "1"})
+    promote_first("watched")
+    for model in ("green", "watched"):
+        said[model] = run(dags[f"{model}__release"], {"version": "2"})
+    release = waiting("toy", "5", "toy__release/never_ran")
+    said["reconcile"] = run(dags["airlock__reconcile"], {})
+    said["orphan"] = str(Gateway.ledger.release(release).phase)
+    release = waiting("toy", "6", "toy__release/never_ran_either")
+    said["abort"] = run(dags["toy__control"], {"action": "abort", "reason": "not today"})
+    aborted = Gateway.ledger.release(release)
+    said["aborted"] = [str(aborted.phase), aborted.reason]
     files = [str(Path(where.home) / f"{name}.parquet") for name in "ab"]
     for file in files:
         Path(file).touch()

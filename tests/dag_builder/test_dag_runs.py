@@ -15,18 +15,20 @@ import pytest
 pytestmark = pytest.mark.integration
 
 SPEC = """\
-model: toy
+model: {model}
 task: regression
-data: {key: id, event_time: t}
-label: {name: y}
-inputs: {x: float}
-gates: [{kind: finite}]
-guards: [{kind: error_rate, max: 0.2, min_requests: 5}]
-approval: {required: false}
+data: {{key: id, event_time: t}}
+label: {{name: y}}
+inputs: {{x: float}}
+gates: [{{kind: finite}}]
+guards: [{{kind: error_rate, max: 0.2, min_requests: 5}}]
+approvals: {{required: 0}}
 rollout:
-  shadow: {bake: 0s, min_requests: 5}
-  steps: [{weight: 5, bake: 0s, min_requests: 5}, {weight: 100, bake: 0s, min_requests: 5}]
+  plan: {plan}
+  shadow: {{bake: 0s, min_requests: 5}}
+  steps: [{{weight: 5, bake: 0s, min_requests: 5}}, {{weight: 100, bake: 0s, min_requests: 5}}]
 """
+PLANS = {"toy": "canary", "green": "blue_green", "watched": "shadow_only"}
 LOADER = Path(__file__).parents[2] / "dags" / "model_releases.py"
 
 
@@ -40,7 +42,8 @@ def free_port() -> int:
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     project = tmp_path_factory.mktemp("project")
     (project / "dags" / "models").mkdir(parents=True)
-    (project / "dags" / "models" / "toy.yaml").write_text(SPEC)
+    for model, plan in PLANS.items():
+        (project / "dags" / "models" / f"{model}.yaml").write_text(SPEC.format(model=model, plan=plan))
     (project / "dags" / "model_releases.py").write_text(LOADER.read_text())
     home = project / "home"
     home.mkdir()
@@ -94,6 +97,7 @@ def test_the_first_version_goes_straight_to_promotion(said: dict[str, Any]) -> N
         "canary_100": "skipped",
         "promote": "success",
         "restore_traffic": "success",
+        "write_record": "success",
     }
 
 
@@ -114,6 +118,7 @@ def test_a_bad_version_fails_the_run_and_leaves_safe_traffic(said: dict[str, Any
         "canary_100": "upstream_failed",
         "promote": "upstream_failed",
         "restore_traffic": "success",
+        "write_record": "success",
     }
 
 
@@ -126,6 +131,34 @@ def test_without_a_shadow_the_canary_follows_the_warm_up(said: dict[str, Any]) -
 
 def test_a_rollback_is_one_task(said: dict[str, Any]) -> None:
     assert said["rollback"] == {"run": "success", "tasks": {"roll_back": "success"}, "weights": {"1": 100}}
+
+
+def test_blue_green_goes_from_nothing_to_everything(said: dict[str, Any]) -> None:
+    assert said["green"]["run"] == "success"
+    assert set(said["green"]["tasks"]) == {
+        *("package", "warm_up", "shadow", "green", "promote", "restore_traffic", "write_record")
+    }
+    assert set(said["green"]["tasks"].values()) == {"success"}
+    assert said["green"]["weights"] == {"2": 100}
+
+
+def test_a_shadow_promotes_nothing(said: dict[str, Any]) -> None:
+    assert said["watched"]["run"] == "success"
+    assert said["watched"]["tasks"] == dict.fromkeys(
+        ("package", "warm_up", "shadow", "complete", "restore_traffic", "write_record"), "success"
+    )
+    assert said["watched"]["weights"] == {"1": 100}
+
+
+def test_an_orphan_is_ended_by_the_sweep(said: dict[str, Any]) -> None:
+    assert set(said["reconcile"]["tasks"].values()) == {"success"}
+    assert len(said["reconcile"]["tasks"]) == len(PLANS)
+    assert said["orphan"] == "rolled_back"
+
+
+def test_a_release_is_aborted_from_its_form(said: dict[str, Any]) -> None:
+    assert said["abort"]["tasks"] == {"steer": "success"}
+    assert said["aborted"] == ["aborted", "not today"]
 
 
 def test_scoring_maps_a_task_to_a_file(said: dict[str, Any]) -> None:
