@@ -23,13 +23,13 @@ from airlock.core.tally import Sums, Tally
 FORMAT = 1
 MOST_NAMES = 1_000
 """Names of read files that are kept for one folder, the newest; of older ones only the number is kept."""
-MOST_HALVES = 20_000
+MOST_HALVES = 10_000
 """Answers that wait for the other version's answer to the same question, the newest."""
 HALF_LIFE = timedelta(hours=1)
 """How long they wait, by the log's own time: shadow scoring drops what it cannot cope with."""
-MOST_WAITING = 20_000
+MOST_WAITING = 10_000
 """Answers that wait for their label, or for an outcome. When there are more, a sample of the keys waits."""
-MOST_EARLY = 20_000
+MOST_EARLY = 10_000
 """Labels, or values of an outcome, that wait for their answer: the newest."""
 MOST_SURPLUS = 100
 """Outcomes of one version that wait for one of the other, the newest: pairs are of about the same time."""
