@@ -8,7 +8,7 @@ SYNC = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --
 PYTEST ?= $(BIN)/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint test test-all bench demo clean
+.PHONY: help install lint test test-all bench bench-decisions demo clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,9 +38,13 @@ test: lint  ## lint, then every test but the slow ones; one run through real Air
 test-all: lint  ## lint, then every test
 	$(PYTEST) $(ARGS)
 
-bench: $(READY)  ## first figures: the gateway's requests a second, and what Airflow adds to a training
+bench: $(READY)  ## the gateway's requests a second, what Airflow adds to a training, what a look at all guards costs
 	$(BIN)/python tests/benchmarks/gateway_throughput.py $(ARGS)
 	$(BIN)/python tests/benchmarks/train_overhead.py
+	$(BIN)/python tests/benchmarks/guard_cost.py
+
+bench-decisions: $(READY)  ## how often guards take back a good version, and how soon they find a bad one
+	$(BIN)/python tests/benchmarks/decision_quality.py $(ARGS)
 
 demo: $(READY)  ## the whole story on real tools; ARGS="--exit --summary out.json" ends by itself
 	@$(BIN)/airlock demo $(ARGS)

@@ -325,3 +325,12 @@ def test_every_task_has_its_metrics() -> None:
 def test_it_survives_being_written() -> None:
     spec = parsed(rollout={"shadow": None, "deadline": "90m"}, features=None)
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    "fallback", [{"default": 1.5}, {"rules": [{"when": [{"attribute": "a", "values": [1]}], "answer": -1}]}]
+)
+def test_a_classification_falls_back_to_probabilities_only(fallback: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="answers with probabilities"):
+        parsed(**CLASSIFICATION, serving={"fallback": fallback})
+    assert parsed(serving={"fallback": fallback}).serving.fallback.answers

@@ -285,6 +285,11 @@ class Fallback(Policy):
     rules: tuple[Rule, ...] = ()
     default: float | None = Field(None, description="a probability, or the regression's value; unset: 503")
 
+    @property
+    def answers(self) -> tuple[float, ...]:
+        """What it may answer, a cached answer aside."""
+        return tuple(rule.answer for rule in self.rules) + (() if self.default is None else (self.default,))
+
 
 class Serving(Policy):
     """Limits of the served model. ``timeout`` is how long a version may take before the champion answers."""
@@ -356,6 +361,9 @@ class ModelSpec(Policy):
                 raise refused(f"gates.{index}.metric", message)
             if reason := inapplicable(gate, self.task, has_features=self.features is not None):
                 raise refused(f"gates.{index}", reason)
+        wrong = [answer for answer in self.serving.fallback.answers if not 0 <= answer <= 1]
+        if wrong and self.task is Task.CLASSIFICATION:
+            raise refused("serving.fallback", f"a classification answers with probabilities, not with {wrong}")
         for index, guard in enumerate(self.guards):
             if reason := misfit(guard, self.task):
                 raise refused(f"guards.{index}", reason)

@@ -126,7 +126,7 @@ def _traffic(record: ReleaseRecord) -> list[str]:
         return ["The version has had no traffic."]
     last: dict[tuple[str, str], Verdict] = {(each.step, each.verdict.name): each.verdict for each in record.guards}
     rows = [
-        (step, name, str(verdict.status), _span(verdict), _number(verdict.threshold), verdict.reason)
+        (step, name, _status(verdict), _span(verdict), _number(verdict.threshold), verdict.reason)
         for (step, name), verdict in last.items()
     ]
     judged = _table(("step", "guard", "verdict", "estimate", "bound", "reason"), rows) if rows else []
@@ -166,7 +166,7 @@ def _lineage(record: ReleaseRecord) -> list[tuple[str, ...]]:
 
 def _verdicts(verdicts: Iterable[Verdict]) -> list[str]:
     rows = [
-        (each.name, str(each.status), _span(each), _number(each.threshold), str(each.n or ""), each.reason)
+        (each.name, _status(each), _span(each), _number(each.threshold), str(each.n or ""), each.reason)
         for each in verdicts
     ]
     if not rows:
@@ -174,10 +174,14 @@ def _verdicts(verdicts: Iterable[Verdict]) -> list[str]:
     return _table(("gate", "verdict", "estimate", "bound", "n", "reason"), rows)
 
 
+def _status(verdict: Verdict) -> str:
+    return f"{verdict.status} (dry run)" if verdict.dry_run else str(verdict.status)
+
+
 def _span(verdict: Verdict) -> str:
     if verdict.estimate is None:
         return ""
-    if verdict.low is None and verdict.high is None:
+    if verdict.low == verdict.high:  # neither is known, or it was counted
         return _number(verdict.estimate)
     return f"{_number(verdict.estimate)} ({_number(verdict.low)} to {_number(verdict.high)})"
 
