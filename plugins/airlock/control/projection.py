@@ -9,6 +9,10 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +25,9 @@ from airlock.core.tally import Ejection
 from airlock.ledger import Ledger
 
 log = logging.getLogger(__name__)
+
+_WRITING = timedelta(milliseconds=500)
+"""How long the writing of a document takes at most, with a disk that is busy."""
 
 
 class Aliases(Protocol):
@@ -35,7 +42,8 @@ class Aliases(Protocol):
 def project_route(folder: Path, route: Route) -> bool:
     """Write the document for the gateway, whole or not at all.
 
-    A document of a later generation that lies there already is left alone. Returns whether the file was written.
+    A document of a later generation that lies there already is left alone. Returns whether the file was written. A
+    writer that was put to sleep in here does not hold up the others: see ``_alone``.
 
     Raises:
         Unavailable: the file cannot be written.
@@ -43,8 +51,7 @@ def project_route(folder: Path, route: Route) -> bool:
     target = folder / f"{route.model}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / f".{route.model}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _alone(folder / f".{route.model}.lock"):
             lying = read_route(folder, route.model)
             if lying is not None and (lying.generation > route.generation or lying == route.sealed()):
                 return False
@@ -60,6 +67,29 @@ def project_route(folder: Path, route: Route) -> bool:
             "the gateway goes on with the one before. Make room and run: airlock reconcile"
         ) from error
     return True
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Be the only writer, or the only one that is awake.
+
+    Whoever holds the lock for longer than ``_WRITING`` is asleep, and the way back must not wait for it. When it wakes
+    up it may put an older document in the place of a newer one: the gateway refuses that, and ``Turn.project``, in
+    which it wakes up, looks once more.
+    """
+    with lock.open("w") as file:
+        give_up = time.monotonic() + _WRITING.total_seconds()
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    log.warning("%s is held by a writer that does not go on; writing without it", lock)
+                    break
+                time.sleep(0.01)
+            else:
+                break
+        yield
 
 
 def read_route(folder: Path, model: str) -> Route | None:

@@ -205,11 +205,14 @@ class Turn:
         self._controller.ledger.record(release, verdicts, step=step, now=self.now, lease=self._lease)
 
     def project(self) -> bool:
-        """Have the gateway's file say what the ledger says. Returns whether it did not."""
+        """Have the gateway's file say what the ledger says. Returns whether it did not.
+
+        Who is put to sleep in here may be overtaken: it is written until it agrees.
+        """
         ledger, model = self._controller.ledger, self._controller.spec.model
-        pending = self._controller.pending("route")
-        route = ledger.route(model)
-        written = route is not None and project_route(self._controller.settings.routes, route)
+        pending, written = self._controller.pending("route"), False
+        while (route := ledger.route(model)) is not None and project_route(self._controller.settings.routes, route):
+            written = True
         for effect in pending:
             ledger.effect_done(effect, self.now)
         return written
