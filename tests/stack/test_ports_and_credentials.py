@@ -14,7 +14,7 @@ import pytest
 from airlock import settings
 from airlock.core.errors import Conflict, Unavailable
 from airlock.stack import Ports, PortTaken, exclusive, password_of, passwords_file, settings_of
-from airlock.stack.credentials import credentials
+from airlock.stack.credentials import ROLES, credentials
 from airlock.stack.parts import PARTS, environment, parts
 from airlock.stack.state import StackState, write_state
 
@@ -60,7 +60,7 @@ def test_free_ports_are_free() -> None:
 def test_credentials_are_random_private_and_kept(home: settings.Settings, tmp_path: Path) -> None:
     first = credentials(home)
     assert credentials(home) == first
-    assert len(set(first.passwords.values())) == 2
+    assert len(set(first.passwords.values())) == len(ROLES)
     assert min(map(len, first.passwords.values())) >= 16
     for file in (passwords_file(home), home.stack / "airflow-keys.json"):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -69,6 +69,12 @@ def test_credentials_are_random_private_and_kept(home: settings.Settings, tmp_pa
     assert set(credentials(other).passwords.values()).isdisjoint(first.passwords.values())
     for secret in (*first.passwords.values(), first.jwt_secret, first.fernet_key):
         assert secret not in repr(first)
+
+
+def test_an_unknown_user_is_told_who_there_is(home: settings.Settings) -> None:
+    credentials(home)
+    with pytest.raises(NotFound, match="no user 'ann'; users: admin, approver, reviewer"):
+        password_of(home, "ann")
 
 
 def test_without_a_stack_there_is_no_password(home: settings.Settings) -> None:

@@ -30,6 +30,12 @@ Until = Annotated[
 ]
 
 
+AsUser = Annotated[
+    str,
+    typer.Option("--as", metavar="USER", help="Who answers: approver, reviewer or admin of the embedded Airflow."),
+]
+
+
 def train(
     model: Model,
     until: Until = None,
@@ -78,19 +84,21 @@ def monitor(model: Model, until: Until = None, wait: Wait = True, as_json: AsJso
 def approve(
     model: Model,
     comment: Annotated[str, typer.Option(help="Kept in the ledger.")] = "",
+    user: AsUser = "approver",
     as_json: AsJson = False,
 ) -> None:
-    """Let the release that waits for an answer go on. Answers as Airlock's user approver."""
-    _answer(model, yes=True, comment=comment, as_json=as_json)
+    """Let the release that waits for an answer go on, as far as this answer is concerned."""
+    _answer(model, user=user, yes=True, comment=comment, as_json=as_json)
 
 
 def reject(
     model: Model,
     comment: Annotated[str, typer.Option(help="Kept in the ledger.")] = "",
+    user: AsUser = "approver",
     as_json: AsJson = False,
 ) -> None:
-    """Refuse the release that waits for an answer. Answers as Airlock's user approver."""
-    _answer(model, yes=False, comment=comment, as_json=as_json)
+    """Refuse the release that waits for an answer."""
+    _answer(model, user=user, yes=False, comment=comment, as_json=as_json)
 
 
 def history(
@@ -158,8 +166,8 @@ def _tell(run: Run, reason: str | None, *, as_json: bool) -> None:
         out.print(f"{run.dag_id} {run.dag_run_id} {run.state}", markup=False)
 
 
-def _answer(model: str, *, yes: bool, comment: str, as_json: bool) -> None:
-    with _api(model, user="approver") as api:
+def _answer(model: str, *, user: str, yes: bool, comment: str, as_json: bool) -> None:
+    with _api(model, user=user) as api:
         waiting = api.approvals(f"{model}__release")
         if not waiting:
             fail(f"no release of {model} waits for an answer")

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from airlock.core.errors import Unavailable
+from airlock.core.errors import NotFound, Unavailable
 from airlock.settings import Settings
 
 ADMIN = "admin"
@@ -54,14 +54,17 @@ def password_of(settings: Settings, user: str) -> str:
 
     Raises:
         Unavailable: no stack was ever started in this home.
+        NotFound: there is no such user; the message names those there are.
     """
-    try:
-        return _read(passwords_file(settings))[user]
-    except KeyError:
+    passwords = _read(passwords_file(settings))
+    if not passwords:
         raise Unavailable(
             f"no stack was started in {settings.home}; start one with: airlock up, "
             "or name a demo's folder: airlock --home .airlock/demo ..."
-        ) from None
+        )
+    if user not in passwords:
+        raise NotFound(f"the embedded Airflow has no user {user!r}; users: {', '.join(sorted(passwords))}")
+    return passwords[user]
 
 
 def write_private(path: Path, text: str) -> None:
