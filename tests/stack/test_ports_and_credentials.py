@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from airlock import settings
-from airlock.core.errors import Conflict, Unavailable
+from airlock.core.errors import Conflict, NotFound, Unavailable
 from airlock.stack import Ports, PortTaken, exclusive, password_of, passwords_file, settings_of
 from airlock.stack.credentials import ROLES, credentials
 from airlock.stack.parts import PARTS, environment, parts
