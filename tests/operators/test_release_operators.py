@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, TaskDeferred
 
 from airlock import assets
 from airlock.control import ReleaseControl
@@ -22,6 +22,7 @@ from airlock.operators.release import (
     RestoreTrafficOperator,
 )
 from airlock.operators.rollback import RollbackOperator
+from airlock.triggers.ledger import LedgerTrigger
 from tests.support.operator_world import GATE, HELD, Versions, opened, promoted, shares, waiting
 
 Make = Callable[..., dict[str, Any]]
@@ -242,6 +243,21 @@ class TestPromoteAndBack:
         control.abort(release.id, actor="ada", reason="not today")
         with pytest.raises(AirflowFailException, match="is aborted: not today"):
             PromoteOperator(task_id="promote", dag=dag, model="toy", release=release.id).execute(make_context())  # type: ignore[arg-type]
+
+    def test_a_paused_release_is_promoted_when_it_goes_on_and_not_before(
+        self, control: ReleaseControl, champion: Release, make_context: Make, dag: DAG
+    ) -> None:
+        release = opened(control, "2")
+        control.enter(release.id, "warm_up")
+        control.pause(release.id, actor="ada", reason="wait for me")
+        promote = PromoteOperator(task_id="promote", dag=dag, model="toy", release=release.id)
+        with pytest.raises(TaskDeferred) as waits:
+            promote.execute(make_context())  # type: ignore[arg-type]
+        assert (waits.value.method_name, waits.value.timeout) == ("resume", None)
+        assert isinstance(waits.value.trigger, LedgerTrigger)
+        control.abort(release.id, actor="ada", reason="not today")
+        with pytest.raises(AirflowFailException, match="not today"):
+            promote.resume(make_context(), {"reason": "the ledger moved"})  # type: ignore[arg-type]
 
     def test_a_champion_that_was_announced_is_not_due_any_more(
         self, control: ReleaseControl, make_context: Make, dag: DAG

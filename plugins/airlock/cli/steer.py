@@ -90,7 +90,7 @@ def extend(
 
 def pin(
     model: Model,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the pin is called; one of the same name is replaced.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What it is called; one of that name is replaced.")],
     version: Annotated[str, typer.Option(callback=version_number, help="The version that answers.")],
     when: Annotated[
         list[str],

@@ -18,6 +18,7 @@ from airlock.core.release import HELD, TERMINAL, WAITING, Phase, Release
 from airlock.core.verdict import Verdict
 from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key, run_name, triggering_extra
 from airlock.operators.links import GatewayLink, MlflowRunLink
+from airlock.triggers.ledger import LedgerTrigger, facts
 
 if TYPE_CHECKING:
     from airlock.steps.registry import Registry
@@ -156,17 +157,28 @@ class ReleaseOperator(ModelOperator):
 class PromoteOperator(ReleaseOperator):
     """Make the release's version the champion, provisionally where its labels come later.
 
-    The outlet's event names it.
+    While somebody has paused the release it waits, without a worker. The outlet's event names the version.
     """
 
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         self.link_gateway()
-        self.refuse_ended(self.control.ledger.release(self.release_id))
+        release = self.control.ledger.release(self.release_id)
+        self.refuse_ended(release)
+        if release.paused:
+            self.log.info("Paused: %s", release.reason)
+            seen = facts(self.control.ledger, release.id, ("release",))
+            trigger = LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=release.id, seen=seen)
+            self.defer(trigger=trigger, method_name="resume")
         promoted = self.control.promote(self.release_id)
         self.announce_champion(context)
         self.log.info("Version %s is the champion: %s", promoted.version, promoted.phase)
         return promoted.model_dump(mode="json")
+
+    def resume(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+        """Look again: the ledger says whether it was resumed, aborted or taken back."""
+        self.log.info("Woken up: %s", event.get("reason"))
+        return self.execute(context)
 
 
 class CompleteReleaseOperator(ReleaseOperator):
