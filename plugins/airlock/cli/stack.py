@@ -84,7 +84,9 @@ def _table(found: StackStatus) -> None:
 
 
 def _addresses(found: StackStatus) -> None:
+    from airlock.stack import USERS
+
     for name, url in found.urls.items():
         out.print(f"{name:<9} {url}")
     if found.passwords:
-        out.print(f"users     admin, approver (passwords: {found.passwords})")
+        out.print(f"users     {', '.join(USERS)} (passwords: {found.passwords})")

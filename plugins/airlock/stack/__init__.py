@@ -6,7 +6,7 @@ stack.status()  # what runs, and whether it answers
 stack.down()    # nothing of it is left
 """
 
-from airlock.stack.credentials import ADMIN, APPROVER, password_of, passwords_file
+from airlock.stack.credentials import ADMIN, APPROVER, USERS, password_of, passwords_file
 from airlock.stack.embedded import PartStatus, Stack, StackStatus, watch_memory
 from airlock.stack.ports import Ports, PortTaken
 from airlock.stack.state import exclusive, settings_of
@@ -14,6 +14,7 @@ from airlock.stack.state import exclusive, settings_of
 __all__ = [
     "ADMIN",
     "APPROVER",
+    "USERS",
     "PartStatus",
     "PortTaken",
     "Ports",

@@ -18,6 +18,7 @@ REVIEWER = "reviewer"
 """The second person, for models that two have to approve."""
 # The least role that Airflow lets answer a human-in-the-loop request is `user`; `op` also manages assets and pools.
 ROLES = {ADMIN: "admin", APPROVER: "user", REVIEWER: "user"}
+USERS = tuple(ROLES)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airlock.core.spec import ModelSpec
+from airlock.core.spec import ModelSpec, written
 from airlock.core.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -115,7 +115,8 @@ def _data(spec: ModelSpec, record: ReleaseRecord) -> list[str]:
     asked = f"`{label.name}`" + (f", positive means {label.positive}" if spec.task.value == "classification" else "")
     return [
         f"- {train['rows']:,} rows of `{spec.data.table}`, events from {train['from']} to {train['to']}",
-        f"- predicted: {asked}; a label takes about {label.delay} and is waited for at most {spec.maturity}",
+        f"- predicted: {asked}; a label takes about {written(label.delay)} and is waited for at most "
+        f"{written(spec.maturity)}",
         f"- snapshot `{record.data['snapshot']}`, training set `{record.data['training_set']}`",
         f"- inputs: {', '.join(f'{name} ({kind})' for name, kind in record.features['inputs'].items())}",
     ]
