@@ -51,7 +51,8 @@ def wilson(hits: float, n: int, confidence: float) -> Interval:
     z, share = deviate(confidence), hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+    # At the ends centre and half are the same number but for rounding.
+    return Interval(share, centre - half if hits > 0 else 0.0, centre + half if hits < n else 1.0)
 
 
 def _midranks(values: Floats) -> Floats:

@@ -115,8 +115,7 @@ def _data(spec: ModelSpec, record: ReleaseRecord) -> list[str]:
     asked = f"`{label.name}`" + (f", positive means {label.positive}" if spec.task.value == "classification" else "")
     return [
         f"- {train['rows']:,} rows of `{spec.data.table}`, events from {train['from']} to {train['to']}",
-        f"- predicted: {asked}; a label takes about {written(label.delay)} and is waited for at most "
-        f"{written(spec.maturity)}",
+        f"- predicted: {asked}; its label takes about {written(label.delay)}, at most {written(spec.maturity)}",
         f"- snapshot `{record.data['snapshot']}`, training set `{record.data['training_set']}`",
         f"- inputs: {', '.join(f'{name} ({kind})' for name, kind in record.features['inputs'].items())}",
     ]
