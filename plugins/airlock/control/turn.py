@@ -116,7 +116,10 @@ class Controller:
         while True:
             now = self.clock()
             try:
-                return self.ledger.lease(model, self.holder, ttl=LEASE, now=now)
+                lease = self.ledger.lease(model, self.holder, ttl=LEASE, now=now)
+                if self.clock() < lease.expires_at:
+                    return lease
+                continue  # the ledger was locked for longer than a lease lasts: this one has run out in the waiting
             except Conflict:
                 held = self.ledger.lease_of(model)
                 if held is not None and held.expires_at > now + LEASE + _SKEW:
