@@ -261,6 +261,13 @@ def test_an_ejection_rolls_back_whatever_the_generation(spec: ModelSpec, generat
     assert "the gateway ejected version 2: 9 of 50 failed" in decision.reason
 
 
+def test_what_gateway_and_guard_say_alike_is_said_once(spec: ModelSpec) -> None:
+    bad = {"2": {"served": bad_tally()}}
+    why = judged(spec, status(total=bad, step=bad)).reason
+    found = judged(spec, status(total=bad, step=bad, ejection=ejected().model_copy(update={"reason": why})))
+    assert found.reason == f"the gateway ejected version 2: {why}"
+
+
 @pytest.mark.parametrize("other", [ejected("r0"), ejected(version="3")])
 def test_an_ejection_of_something_else_does_not_count(spec: ModelSpec, other: Ejection) -> None:
     assert judged(spec, status(ejection=other)).action == "advance"

@@ -28,6 +28,9 @@ MATURE_SHARE = 0.9
 early are not like those that come late; a tenth may be lost for good."""
 
 
+EJECTED = "gateway"
+"""The name of the verdict that stands for an ejection by the gateway."""
+
 Action = Literal["wait", "advance", "hold", "roll_back", "wake"]
 
 
@@ -68,7 +71,9 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
     status = evidence.gateway
     verdicts = _verdicts(spec, release, evidence)
     if failed := [verdict for verdict in verdicts if verdict.status is Status.FAIL and not verdict.dry_run]:
-        return Decision(action="roll_back", reason=_reasons(failed), verdicts=verdicts)
+        # An ejection says what the gateway saw; the same limit, judged a moment later, would say it once more.
+        told = [verdict for verdict in failed if verdict.name == EJECTED] or failed
+        return Decision(action="roll_back", reason=_reasons(told), verdicts=verdicts)
     if status is not None and status.generation > release.generation:
         return Decision(
             action="wake",
@@ -185,7 +190,7 @@ def _verdicts(spec: ModelSpec, release: Release, evidence: Evidence) -> tuple[Ve
     ejection = status.ejection if status is not None else None
     if ejection is not None and (ejection.release, ejection.version) == (release.id, release.version):
         reason = f"the gateway ejected version {release.version}: {ejection.reason}"
-        ejected = (Verdict(name="gateway", status=Status.FAIL, reason=reason, n=ejection.requests),)
+        ejected = (Verdict(name=EJECTED, status=Status.FAIL, reason=reason, n=ejection.requests),)
     return (*ejected, *judge(limits_of(spec), total, step, champion=champion, late=evidence.late))
 
 
@@ -238,4 +243,9 @@ def _held(step: PlannedStep, release: Release, evidence: Evidence, verdicts: Seq
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> str:
-    return "; ".join(verdict.reason for verdict in verdicts)
+    """Every reason once: the gateway tells of an ejection what the guard says as well."""
+    said: list[str] = []
+    for verdict in verdicts:
+        if not any(verdict.reason in before for before in said):
+            said.append(verdict.reason)
+    return "; ".join(said)
