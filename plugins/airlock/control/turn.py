@@ -78,8 +78,7 @@ class Controller:
             yield turn
         finally:
             self._give_back(lease)
-        if turn.moved:
-            self.catch_up()
+        self.catch_up()
 
     def catch_up(self, *, strictly: bool = False) -> None:
         """Show the aliases that are still to be shown. Traffic never waits for it: when the registry is down that is
@@ -143,7 +142,6 @@ class Turn:
     def __init__(self, controller: Controller, lease: Lease) -> None:
         self._controller = controller
         self._lease = lease
-        self.moved = False
 
     @property
     def now(self) -> datetime:
@@ -191,7 +189,6 @@ class Turn:
             lease=self._lease,
         )
         log.info("%s release %s of version %s: %s: %s", moved.model, moved.id, moved.version, event, reason)
-        self.moved = True
         self.project()
         return moved
 
