@@ -13,6 +13,7 @@ import pytest  # noqa: F401
 from sqlalchemy.orm import configure_mappers
 
 import airlock.operators.rollback
+import airlock.operators.snapshot
 import airlock.operators.step
 import airlock.steps.registry  # noqa: F401
 import tests.support.fault_world  # noqa: F401
