@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from airlock.steps.evidence_state import MOST_EARLY, Floats, Ints, State, Stream
-from airlock.steps.log_rows import NO_KEY, Answers, Asked, Hashes
+from airlock.steps.hash_join import Hashes, Places, meet
+from airlock.steps.log_rows import NO_KEY, Answers, Asked, chosen
 
 if TYPE_CHECKING:
     import duckdb
@@ -31,7 +32,7 @@ class Values(NamedTuple):
     known: Ints
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
-        return self if rows.dtype == bool and rows.all() else type(self)(*(column[rows] for column in self))
+        return type(self)(*chosen(self, rows))
 
     def then(self, other: Values) -> Values:
         return Values(*(np.concatenate(columns) for columns in zip(self, other, strict=True)))
@@ -110,30 +111,22 @@ def _read(connection: duckdb.DuckDBPyConnection, stream: str, files: Sequence[st
     return Values(*(np.asarray(column) for column in connection.execute(query, [list(files)]).fetchnumpy().values()))
 
 
-_Places = npt.NDArray[np.intp]
-
-
-def _join(answers: Answers, values: Values) -> tuple[_Places, _Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _join(answers: Answers, values: Values) -> tuple[Places, Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The first answer and the first value of each key that has both; which answers and values have such a key."""
-    size = answers.key.size
-    keys = np.concatenate([answers.key, values.key])
-    order = np.argsort(keys)
-    same = keys[order][1:] == keys[order][:-1]
-    is_value = order >= size
-    if (same[1:] & same[:-1]).any() or (same & (is_value[1:] == is_value[:-1])).any():
-        return _join_repeated(answers, values, keys)
-    first, second = order[:-1][same], order[1:][same]
-    chosen, of_chosen = np.minimum(first, second), np.maximum(first, second) - size
-    gone, used = np.zeros(size, bool), np.zeros(values.key.size, bool)
-    gone[chosen] = used[of_chosen] = True
-    return chosen, of_chosen, gone, used
+    met = meet(answers.key, values.key)
+    if met is None:
+        return _join_repeated(answers, values)
+    gone, used = np.zeros(answers.key.size, bool), np.zeros(values.key.size, bool)
+    gone[met[0]] = used[met[1]] = True
+    return *met, gone, used
 
 
 def _join_repeated(
-    answers: Answers, values: Values, keys: Hashes
-) -> tuple[_Places, _Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    answers: Answers, values: Values
+) -> tuple[Places, Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """The same, where a key was asked or delivered several times: the first by time, and the smallest of those."""
     size = answers.key.size
+    keys = np.concatenate([answers.key, values.key])
     times = np.concatenate([answers.asked_us, values.known])
     amounts = np.concatenate([answers.ours, values.value])
     is_value = np.arange(keys.size) >= size
@@ -153,11 +146,12 @@ def _join_repeated(
     return first_answer[both], first_value[both] - size, joined[:size], joined[size:]
 
 
-def _in_order(times: Ints, hashes: Hashes) -> _Places:
+def _in_order(times: Ints, hashes: Hashes) -> Places:
     """The order of the times, and of the hashes where times are equal: packed into one number, which sorts fastest."""
     timed = times != _ALWAYS
     if not times.size or not timed.all():
         return np.lexsort((hashes, times))
     since = times - times.min()
     spare = 63 - int(since.max()).bit_length()
-    return np.argsort((since << spare) | (hashes >> np.uint64(64 - spare)).astype(np.int64))
+    # Deliveries are nearly in order already, which this kind of sort makes use of.
+    return np.argsort((since << spare) | (hashes >> np.uint64(64 - spare)).astype(np.int64), kind="stable")

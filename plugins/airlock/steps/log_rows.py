@@ -23,16 +23,25 @@ from airlock.core.release import Release
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.tally import BUCKETS, Sums, Tally
 from airlock.steps.evidence_state import HALF_LIFE, MOST_HALVES, Floats, Ints, State
+from airlock.steps.hash_join import Hashes, Places, meet
 from airlock.steps.observations import extended
 
 if TYPE_CHECKING:
     import duckdb
 
-Hashes = npt.NDArray[np.uint64]
 Flags = npt.NDArray[np.bool_]
 
 NO_KEY = np.uint64(0)
 """Stands for the hash of a key that is missing."""
+
+
+def chosen(columns: Sequence[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
+    """These rows of the columns: flags or places."""
+    if rows.dtype == bool:
+        if rows.all():
+            return columns
+        rows = np.flatnonzero(rows)  # once, instead of once for each column
+    return [column[rows] for column in columns]
 
 
 class Half(NamedTuple):
@@ -52,7 +61,7 @@ class Half(NamedTuple):
     score: Floats
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
-        return self if rows.dtype == bool and rows.all() else type(self)(*(column[rows] for column in self))
+        return type(self)(*chosen(self, rows))
 
 
 class Asked(NamedTuple):
@@ -79,7 +88,7 @@ class Answers(NamedTuple):
     theirs: Floats
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
-        return self if rows.dtype == bool and rows.all() else type(self)(*(column[rows] for column in self))
+        return type(self)(*chosen(self, rows))
 
     def then(self, *others: Answers) -> Answers:
         some = [answers for answers in (self, *others) if answers.key.size] or [self]
@@ -199,19 +208,23 @@ def _answers(half: Half, theirs: Floats) -> Answers:
     return Answers(half.key, half.asked_us, half.event_us, half.score, theirs).only(answered)
 
 
-def _partners(halves: Half) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _partners(halves: Half) -> tuple[Places, Places]:
     """The places of the candidate's answers, and of the other answers to the same questions."""
     odd = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
     question = halves.request ^ (halves.asked_us.astype(np.uint64) * odd[0])
     question ^= halves.row.astype(np.uint64) * odd[1]
+    mine, other = np.flatnonzero(halves.ours), np.flatnonzero(~halves.ours)
+    met = meet(question[mine], question[other])
+    if met is not None:
+        return mine[met[0]], other[met[1]]
     order = np.argsort(question)
     ordered, ours = question[order], halves.ours[order]
     meets = (ordered[1:] == ordered[:-1]) & (ours[1:] != ours[:-1])
     for place in np.flatnonzero(meets[1:] & meets[:-1]) + 1:
         meets[place] &= not meets[place - 1]  # three of one question: each has one partner
     first, second = order[:-1][meets], order[1:][meets]
-    mine = halves.ours[first]
-    return np.where(mine, first, second), np.where(mine, second, first)
+    ours = halves.ours[first]
+    return np.where(ours, first, second), np.where(ours, second, first)
 
 
 def _compare(one: Half, other: Floats, stood_in: Flags, spec: ModelSpec, state: State) -> None:

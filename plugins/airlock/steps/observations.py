@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple
 
 import numpy as np
@@ -110,16 +109,18 @@ def _of_batches(metric: str, labels: Floats, scores: Floats, batch: npt.NDArray[
     rows = np.bincount(batch)
     if metric == "rmse":
         return np.sqrt(np.bincount(batch, (scores - labels) ** 2) / rows)
-    order = np.argsort(scores)
-    small = batch.astype(np.uint16) if rows.size < 2**16 else batch  # which numpy sorts by radix
-    order = order[np.argsort(small[order], kind="stable")]
+    order = np.empty(scores.size, np.intp)
+    starts = np.cumsum(rows) - rows
+    for size in np.unique(rows):  # batches of one size are sorted side by side: nearly all are of the least size
+        places = starts[rows == size][:, None] + np.arange(size)
+        order[places] = places[:, :1] + np.argsort(scores[places], axis=1)
     # Ranks among all rows, of ties the mean, are as good as ranks in the batch: batches follow each other.
     ordered, of_batch = scores[order], batch[order]
     tied = np.cumsum(np.r_[True, (ordered[1:] != ordered[:-1]) | (of_batch[1:] != of_batch[:-1])]) - 1
     last = np.cumsum(np.bincount(tied))
     ranks = np.empty(scores.size)
     ranks[order] = (last - (np.bincount(tied) - 1) / 2)[tied]
-    ranks -= (np.cumsum(rows) - rows)[batch]
+    ranks -= starts[batch]
     positives = np.bincount(batch, labels == 1)
     above = np.bincount(batch, np.where(labels == 1, ranks, 0.0)) - positives * (positives + 1) / 2
     return 1 - above / (positives * (rows - positives))
@@ -137,15 +138,33 @@ def outcomes(
     if guard.max_drop is None:
         own = values[candidate]
         return (own if guard.max is not None else -own), np.flatnonzero(candidate), surplus
-    spare = deque(surplus[1:], maxlen=most)
-    whose = bool(surplus[0]) if surplus else False
-    found, places = [], []
-    for place, (value, ours) in enumerate(zip(values.tolist(), candidate.tolist(), strict=True)):
-        if spare and ours is not whose:
-            other = spare.popleft()
-            found.append(other - value if ours else value - other)
-            places.append(place)
-        else:
-            whose = ours
-            spare.append(value)
-    return np.array(found, np.float64), np.array(places, np.intp), [float(whose), *spare] if spare else []
+    step = np.where(candidate, 1, -1)
+    if surplus:
+        values = np.r_[surplus[1:], values]
+        step = np.r_[np.full(len(surplus) - 1, 1 if surplus[0] else -1), step]
+    # How many of the candidate's values (of the champion's: negative) are left after each, and before it.
+    left = _held(step, most)
+    before = np.r_[0, left[:-1]]
+    pairs = before * step < 0
+    dropped = left == before
+    # The oldest goes first, paired or dropped: so a version's k-th to go is its k-th that came.
+    completed = []
+    for side in (1, -1):
+        goes = pairs | (dropped & (step == side))
+        completed.append(values[step == side][: np.count_nonzero(goes)][pairs[goes]])
+    kept = values[step == np.sign(left[-1])][-abs(left[-1]) :] if left.size and left[-1] else values[:0]
+    rest = [float(left[-1] > 0), *kept.tolist()] if kept.size else []
+    return completed[1] - completed[0], np.flatnonzero(pairs) - max(0, len(surplus) - 1), rest
+
+
+def _held(steps: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """The sums of the steps so far (each 1 or -1), which stop at ``most`` and at ``-most``."""
+    sums = np.empty(steps.size, np.int64)
+    have = 0
+    # In so few steps a sum cannot be stopped at both ends, so that the worst excess so far is what was held back.
+    for start in range(0, steps.size, 2 * most):
+        free = have + np.cumsum(steps[start : start + 2 * most])
+        beyond = np.minimum(np.minimum.accumulate(free) + most, 0) + np.maximum(np.maximum.accumulate(free) - most, 0)
+        sums[start : start + 2 * most] = free - beyond
+        have = int(free[-1] - beyond[-1])
+    return sums
