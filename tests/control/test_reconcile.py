@@ -4,17 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from airlock.control import ReleaseControl
-from airlock.control.projection import project_route
+from airlock.control.projection import project_route, read_route
 from airlock.control.reconcile import GRACE, Repair, reconcile
 from airlock.core.errors import Unavailable
 from airlock.core.release import Phase, Release
+from airlock.core.route import Route
 from airlock.core.tally import GatewayStatus
 from airlock.settings import Settings
-from tests.support.control import Clock, FakeAliases, bento, ejection, in_step, on_disk, opened, promoted, seen
+from tests.support.control import (
+    ERRORS,
+    LABELS,
+    Clock,
+    FakeAliases,
+    bento,
+    ejection,
+    held,
+    in_step,
+    on_disk,
+    opened,
+    promoted,
+    seen,
+)
 
 
 @pytest.fixture
@@ -91,6 +106,43 @@ def test_a_route_that_the_ledger_does_not_know_gives_way_to_a_later_one(
     assert on_disk(settings).weights == right.weights
     assert control.ledger.release(release.id).generation == on_disk(settings).generation
     assert repair() == []
+
+
+def test_a_route_that_another_writes_meanwhile_is_not_undone(
+    control: ReleaseControl,
+    settings: Settings,
+    repair: Callable[..., list[Repair]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2")
+
+    def rolled_back_first(folder: Path, model: str) -> Route | None:
+        monkeypatch.undo()
+        control.roll_back(release.id, reason="errors")
+        return read_route(folder, model)
+
+    monkeypatch.setattr("airlock.control.reconcile.read_route", rolled_back_first)
+    repair()
+    assert on_disk(settings).weights == {"1": 100.0}
+    assert control.ledger.route("m") == on_disk(settings)
+
+
+def test_a_release_that_is_promoted_while_its_run_is_looked_up_stays(
+    make_control: Callable[..., ReleaseControl], settings: Settings, clock: Clock
+) -> None:
+    control = make_control(guards=(ERRORS, LABELS), rollout={"provisional": True})
+    promoted(control, "1")
+    release = in_step(control, "2", "canary_100", run="m__release/r1")
+
+    def ended(looked_at: Release) -> str:
+        held(control, looked_at)
+        control.promote(looked_at.id)
+        return "success"
+
+    reconcile(control, status=lambda: seen(on_disk(settings)), run_state=ended, now=clock())
+    assert control.ledger.release(release.id).phase is Phase.PROVISIONAL
+    assert on_disk(settings).weights == {"2": 100.0}
 
 
 def test_a_gateway_that_is_ahead_of_the_ledger_is_overtaken(

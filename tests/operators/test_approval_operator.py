@@ -295,6 +295,14 @@ class TestTwoOfTwo:
         airflow.answer(asked.ti("approve_1"), "grace")
         assert asked.wake("approve_1")["approved_by"] == ["grace"]
 
+    def test_nobody_does_not_count(self, asked: Questions, airflow: Airflow, release: Release, ledger: Ledger) -> None:
+        airflow.answer(asked.ti("approve_1"), "grace")
+        airflow.answers[asked.ti("approve_1")]["responded_by_user"] = None
+        asked.still_waits("approve_1")
+        last = ledger.timeline("toy")[-1]
+        assert (last.event, last.actor) == ("vote_refused", "airflow")
+        assert ledger.votes(release.id) == []
+
     def test_the_author_is_told_beforehand(self, asked: Questions, airflow: Airflow) -> None:
         assert "2 different people have to approve" in airflow.asked[0]["body"]
         assert "mary, who started its training, may not." in airflow.asked[0]["body"]

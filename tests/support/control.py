@@ -95,9 +95,9 @@ def opened(control: ReleaseControl, version: str, **more: Any) -> Release:
     return control.approve(release.id, actor="bob", reason="looks good")
 
 
-def in_step(control: ReleaseControl, version: str, step: str = "canary_5") -> Release:
+def in_step(control: ReleaseControl, version: str, step: str = "canary_5", **more: Any) -> Release:
     """A release that has gone up to a step."""
-    release = opened(control, version)
+    release = opened(control, version, **more)
     for each in plan(control.spec):
         release = control.enter(release.id, each.name)
         if each.name == step:

@@ -198,8 +198,9 @@ class _Reconciliation:
             yield self._repair("aliases", what, lambda: port.clear_alias(self.model, "candidate", candidate))
 
     def _end(self, kind: Kind, release: Release, reason: str) -> Repair:
+        """End it as a teardown does: whoever promoted it since it was looked at keeps it."""
         what = f"release {release.id} of version {release.version} is {release.phase}, but {reason}"
-        repair = self._repair(kind, what, lambda: self.control.roll_back(release.id, reason=reason))
+        repair = self._repair(kind, what, lambda: self.control.restore(release.id, reason=reason))
         return repair.model_copy(update={"release": release.id, "version": release.version})
 
     def _repair(self, kind: Kind, what: str, act: Callable[[], object]) -> Repair:
@@ -219,6 +220,8 @@ class _Reconciliation:
     def _write_above(self, route: Route, generation: int) -> None:
         with self.control.turn() as turn:
             reason = f"written again above generation {generation}, which the ledger does not know: {route.reason}"
+            if self.ledger.route(self.model) != route:
+                raise Conflict("the ledger has moved on meanwhile; reconcile again to see whether they agree by now")
             again = self.control.traffic.again(route, reason=reason, now=turn.now, above=generation)
             turn.reroute(again, actor=CONTROLLER, event="reconcile")
 

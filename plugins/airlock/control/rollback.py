@@ -46,13 +46,12 @@ class Rollbacks(Controller):
                 return release
             return self._end(turn, release, Event.ABORT, actor=actor, reason=reason)
 
-    def restore(self, release_id: str) -> Release:
+    def restore(self, release_id: str, *, reason: str = "the release ended before it was promoted") -> Release:
         """Teardown of a release: whatever is not promoted by now leaves no traffic behind."""
         with self.turn() as turn:
             release = self.ledger.release(release_id)
             if release.phase in HELD | TERMINAL:
                 return release
-            reason = "the release ended before it was promoted"
             return self._end(turn, release, Event.ROLL_BACK, actor=CONTROLLER, reason=reason)
 
     def version_before(self) -> str:

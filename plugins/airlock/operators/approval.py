@@ -44,7 +44,7 @@ class Asked(BaseModel):
 
 
 class Answer(BaseModel):
-    """What somebody chose in Airflow."""
+    """What somebody chose in Airflow; ``actor`` is empty where Airflow does not say who."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -172,6 +172,7 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             AirflowFailException: it is a no.
         """
         try:
+            _require_known(answer)
             if answer.yes:
                 self._require_first(release, answer, evidence)
             ballot = self.control.vote(
@@ -180,7 +181,7 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
         except NotAllowed as refused:
             self.log.warning("The answer does not count: %s", refused)
             self.control.ledger.note(
-                release, "vote_refused", actor=answer.actor, reason=str(refused), now=datetime.now(UTC)
+                release, "vote_refused", actor=answer.actor or "airflow", reason=str(refused), now=datetime.now(UTC)
             )
             return None
         if ballot.rejected:
@@ -247,6 +248,11 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
         return Lineage(facts=facts, links={**links, DriftReportLink().name: report} if report else links)
 
 
+def _require_known(answer: Answer) -> None:
+    if not answer.actor:
+        raise NotAllowed("Airflow does not say who answered: nobody can be told from the author")
+
+
 def _answer(event: Mapping[str, Any], *, yes: str) -> Answer | None:
     """What somebody chose, from the event with which Airflow or the trigger woke the task up; ``None`` without one.
 
@@ -256,7 +262,7 @@ def _answer(event: Mapping[str, Any], *, yes: str) -> Answer | None:
         return None
     user = event.get("responded_by_user")
     return Answer(
-        actor="airflow" if user is None else str(user["name"] if isinstance(user, Mapping) else user.name),
+        actor="" if user is None else str(user["name"] if isinstance(user, Mapping) else user.name),
         yes=list(chosen) == [yes],
         comment=(event.get("params_input") or {}).get("comment") or "no comment",
         at=event.get("responded_at"),

@@ -23,12 +23,10 @@ from airlock.core.release import Phase
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.ledger import Ledger, TimelineEntry
+from airlock.ledger.ledger import GATES
 from airlock.settings import Settings
 from airlock.steps import model_card, signing, tracking
 from airlock.steps.registry import Registry
-
-GATES = "gates"
-"""The step under which the ledger keeps the verdicts of the gates."""
 
 RECORD = "record.json"
 SIGNATURE = "record.json.sig"
