@@ -92,7 +92,7 @@ def _facts(spec: ModelSpec, shown: Shown, lineage: Lineage) -> str:
     if shown.release.author:
         facts["author"] = shown.release.author
     facts |= {
-        name: "; ".join(said)
+        name: "; ".join(text.rstrip(".") for text in said)
         for name, said in (
             ("intended use", spec.card.intended),
             ("not intended", spec.card.not_intended),
