@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from airlock.steps.evidence_state import MOST_EARLY, Floats, Ints, State, Stream
 from airlock.steps.hash_join import Hashes, Places, meet
-from airlock.steps.log_rows import NO_KEY, Answers, Asked, chosen
+from airlock.steps.log_rows import NO_KEY, Answers, Asked, chosen, select
 
 if TYPE_CHECKING:
     import duckdb
@@ -101,14 +101,12 @@ def _read(connection: duckdb.DuckDBPyConnection, stream: str, files: Sequence[st
     if not files:
         return Values(np.empty(0, np.uint64), np.empty(0), np.empty(0, np.int64))
     value, time = ("label", "label_time") if stream == LABEL else ("value", "time")
-    delivered = connection.read_parquet(list(files), union_by_name=True, hive_partitioning=False)
-    # Labels of a spec that names no time have no such column.
-    known = f"coalesce(epoch_us({time}), {_ALWAYS})" if time in delivered.columns else f"({_ALWAYS})"
     query = f"""
-        SELECT hash(key) AS key, {value}::DOUBLE AS value, {known}::BIGINT AS known
-        FROM read_parquet(?, union_by_name = true, hive_partitioning = false)
+        SELECT hash(key) AS key, {value}::DOUBLE AS value, coalesce(epoch_us({{optional}}), {_ALWAYS})::BIGINT AS known
+        FROM read_parquet($files, union_by_name = true, hive_partitioning = false)
         """
-    return Values(*(np.asarray(column) for column in connection.execute(query, [list(files)]).fetchnumpy().values()))
+    # Labels of a spec that names no time have no such column.
+    return Values(*select(connection, query, {"files": list(files)}, optional=time, instead="NULL::TIMESTAMPTZ"))
 
 
 def _join(answers: Answers, values: Values) -> tuple[Places, Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:

@@ -117,6 +117,23 @@ def opened() -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
+def select(
+    connection: duckdb.DuckDBPyConnection, query: str, values: Mapping[str, object], *, optional: str, instead: str
+) -> list[npt.NDArray[Any]]:
+    """The columns of a query; where no file has the ``optional`` one, with the expression ``instead`` of it.
+
+    Columns are matched by name: files of an older gateway lack some, and versions differ in their inputs. To look first
+    which there are would open every file twice.
+    """
+    import duckdb
+
+    try:
+        found = connection.execute(query.replace("{optional}", optional), dict(values))
+    except duckdb.BinderException:
+        found = connection.execute(query.replace("{optional}", instead), dict(values))
+    return [np.asarray(column) for column in found.fetchnumpy().values()]
+
+
 def read(
     connection: duckdb.DuckDBPyConnection,
     spec: ModelSpec,
@@ -130,9 +147,6 @@ def read(
         dtypes = ("i8", "i8", "u8", "u8", "i4", "?", "?", "?", "f8", "?", "?", "?", "f8")
         empty = [np.empty(0, kind) for kind in dtypes]
         return Asked(Half(*empty[:9]), *empty[9:])
-    # Columns are matched by name: files of an older gateway lack some, and versions differ in their inputs.
-    log = connection.read_parquet(list(files), union_by_name=True, hive_partitioning=False)
-    pin = "pin" if "pin" in log.columns else "NULL"
     score = "probability" if spec.task is Task.CLASSIFICATION else "prediction"
     query = f"""
         SELECT epoch_us("at") AS asked_us, epoch_us(coalesce(event_time, "at")) AS event_us,
@@ -142,14 +156,14 @@ def read(
             CASE WHEN error IS NULL AND {score} IS NOT NULL THEN {score} ELSE 'nan'::DOUBLE END AS score,
             release IS NOT DISTINCT FROM $release AS here,
             ours AND here AND variant = 'candidate' AND $champion IS NOT NULL AS pairable,
-            {pin} IS NOT NULL AS pinned, coalesce(latency_ms, 0) AS latency
+            {{optional}} IS NOT NULL AS pinned, coalesce(latency_ms, 0) AS latency
         FROM read_parquet($files, union_by_name = true, hive_partitioning = false)
         WHERE (release = $release AND (version IS NULL OR version IN ($version, $champion)))
             OR (version = $version AND generation >= $generation)
         """
     values: dict[str, object] = {"version": release.version, "champion": champion, "release": release.id}
     values |= {"generation": state.first_generation, "files": list(files)}
-    columns = [np.asarray(column) for column in connection.execute(query, values).fetchnumpy().values()]
+    columns = select(connection, query, values, optional="pin", instead="NULL")
     asked = Asked(Half(*columns[:9]), *columns[9:])
     if asked.half.asked_us.size:
         state.newest_us = max(state.newest_us, int(asked.half.asked_us.max()))
