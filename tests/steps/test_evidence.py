@@ -246,6 +246,18 @@ def test_the_two_views_are_those_of_one_look(here: Settings) -> None:
     assert evidence.release_tally(*arguments, until=LATER) == found.tally
 
 
+@pytest.mark.parametrize("all_of_them", [True, False])
+def test_a_log_of_a_gateway_that_knew_no_pins_is_read(here: Settings, all_of_them: bool) -> None:
+    for sequence in (1, 2):
+        asked(here, sequence, [sequence], [(0.6, 0.4)])
+    for path in sorted(here.predictions.rglob("part-*.parquet"))[: None if all_of_them else 1]:
+        pd.read_parquet(path).drop(columns="pin").to_parquet(path, index=False)
+    outcome(here, "revenue", ["k1", "k2"], [1, 2], [after(9), after(9)])
+    found = look(here, Memory())
+    assert found.tally.difference.n == 2
+    assert found.late.observations["business_revenue"].n == 2
+
+
 def test_a_time_without_zone_is_refused(here: Settings) -> None:
     with pytest.raises(DataInvalid, match="time zone"):
         look(here, Memory(), until=datetime(2026, 2, 1))  # noqa: DTZ001
