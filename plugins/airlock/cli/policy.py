@@ -109,9 +109,10 @@ def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[s
     releases = [] if file and not Path(file).exists() else Ledger(here.ledger_url).releases(model)
     found = next((one for one in releases if wanted in (None, one.id) and one.champion), None)
     if found is None or found.champion is None:
-        asked = f"release {wanted} of {model} with a champion beside it" if wanted else f"release of {model} to replay"
+        asked = f"release {wanted}" if wanted else "release"
         raise NotFound(
-            f"the ledger has no {asked}; name the versions with --candidate and --champion, or try --simulate"
+            f"the ledger has no {asked} of {model} with a champion beside it; "
+            "name the versions with --candidate and --champion, or try --simulate"
         )
     return found.id, found.version, found.champion
 
@@ -241,7 +242,7 @@ def _simulation(text: str) -> Simulation:
         if key not in Simulation.model_fields:
             close = get_close_matches(key, Simulation.model_fields, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            fail(f"--simulate: there is no {key!r}{hint} There are: {', '.join(Simulation.model_fields)}", Exit.USAGE)
+            fail(f"--simulate: there is no {key!r}{hint}; known: {', '.join(Simulation.model_fields)}", Exit.USAGE)
         found[key] = value
     try:
         return Simulation.model_validate(found)

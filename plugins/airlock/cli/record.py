@@ -93,6 +93,6 @@ def _folder(here: settings.Settings, model: str, release: str | None) -> Path:
     if release is not None:
         found = [path for path in found if path.parent.name == release]
     if not found:
-        which = f"release {release}" if release else "no release"
+        which = f"no release {release}" if release else "no release"
         fail(f"{which} of {model} has a record in {here.records}; it is written when a release ends")
     return found[-1].parent

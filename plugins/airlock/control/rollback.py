@@ -129,6 +129,8 @@ class Rollbacks(Controller):
         target = next((record for record in earlier if to is None or record.version == to), None)
         if target is None:
             versions = ", ".join(record.version for record in earlier) or "none"
-            wanted = f"version {to}" if to else "an earlier version"
-            raise NotFound(f"{model}: {wanted} was never promoted or was taken back; good ones: {versions}")
+            if to is None:
+                raise NotFound(f"{model}: no earlier version was promoted and not taken back; good ones: none")
+            why = "is the champion" if to == champion.version else "was never promoted or was taken back"
+            raise NotFound(f"{model}: version {to} {why}; good ones: {versions}")
         return champion, target
