@@ -48,3 +48,10 @@ def test_many_of_them_too(share: float) -> None:
     ours = np.random.default_rng(1).random(1_000) < share
     found, places, spare = outcomes(DROP, 2.0 ** np.arange(1_000), ours, [], 10)
     assert (found.tolist(), places.tolist(), spare) == one_by_one(ours.tolist(), 10)
+
+
+@pytest.mark.parametrize("run", [19, 21, 25, 40])
+def test_so_are_those_that_come_in_runs(run: int) -> None:
+    ours = np.arange(1_000) // run % 2 == 0
+    found, places, spare = outcomes(DROP, 2.0 ** np.arange(1_000), ours, [], 10)
+    assert (found.tolist(), places.tolist(), spare) == one_by_one(ours.tolist(), 10)
