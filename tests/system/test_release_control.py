@@ -309,9 +309,13 @@ def test_going_back_takes_a_second_and_needs_no_mlflow(live: Live) -> None:
     assert (status.since - route.written_at).total_seconds() < 1
     live.restart(MLFLOW)
 
-    live.airlock("reconcile")
-    left = live.told("reconcile")
-    assert {model: repairs for model, repairs in left.items() if repairs} == {}
+    def agrees() -> bool:
+        """The command line repairs what it can; asset events go out from the sweep alone."""
+        with live.api() as api:
+            live.ended(api.trigger("airlock__reconcile"))
+        return not any(live.told("reconcile", code=None).values())
+
+    live.until("nothing to be left to repair", agrees, 240)
     assert live.registry.alias("two_of_two", "champion") == "1"
     for model in ("two_of_two", "asked_late", "late_labels", "ab_test"):
         for release in live.ledger.releases(model, phases={*TERMINAL, Phase.PROMOTED}):
