@@ -97,8 +97,13 @@ class Traffic:
             origin = Origin(
                 **dict.fromkeys(Origin._fields)
                 | {
-                    "at_us": at, "request_id": f"a1b2c3d4e5f6-{number:x}", "generation": 7, "release": "bench",
-                    "keys": [f"visit-{number:08d}"], "event_times_us": [at], "columns": INPUTS,
+                    "at_us": at,
+                    "request_id": f"a1b2c3d4e5f6-{number:x}",
+                    "generation": 7,
+                    "release": "bench",
+                    "keys": [f"visit-{number:08d}"],
+                    "event_times_us": [at],
+                    "columns": INPUTS,
                     "rows": [inputs[index]],
                 }
             )
@@ -108,9 +113,12 @@ class Traffic:
                     Entry(
                         **dict.fromkeys(Entry._fields)
                         | {
-                            "origin": origin, "version": version, "variant": "candidate" if mine else "champion",
+                            "origin": origin,
+                            "version": version,
+                            "variant": "candidate" if mine else "champion",
                             "role": "served" if mine is ours_served else "shadow",
-                            "predictions": [float(score >= 0.5)], "probabilities": [float(score)],
+                            "predictions": [float(score >= 0.5)],
+                            "probabilities": [float(score)],
                             "latency_ms": float(latency[index, int(mine)]),
                         }
                     )

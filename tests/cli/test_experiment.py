@@ -22,6 +22,7 @@ from airlock.core.tally import GatewayStatus, Tally
 from airlock.ledger import Ledger
 from airlock.settings import Settings
 from airlock.steps import labels
+from tests.support.control import passing
 from tests.support.experiment_world import MODEL, experiment_spec, log_rows, values_of, write_rows
 
 SPEC = experiment_spec()
@@ -65,7 +66,7 @@ def testing(here: Settings) -> ReleaseControl:
     """Version 2 on half of the traffic, against version 1."""
     control = ReleaseControl(SPEC, here, Ledger(here.ledger_url))
     for version in ("1", "2"):
-        release = control.open(version, bento(version), actor="ann", key=version)
+        release = control.open(version, bento(version), actor="ann", key=version, verdicts=passing(SPEC))
         control.approve(release.id, actor="bob", reason="yes")
         if version == "1":
             control.promote(release.id)

@@ -117,7 +117,7 @@ def test_answers_to_other_evidence_do_not_count(two: MakeControl) -> None:
 def test_a_champion_that_changed_is_other_evidence(make_control: MakeControl) -> None:
     promoted(make_control(), "1")
     control = make_control(approvals={"required": 1})
-    release = control.open("2", bento("2"), actor="airflow", key="k")
+    release = control.open("2", bento("2"), actor="airflow", key="k", verdicts=[GATE])
     shown = control.evidence(release.id)
     promoted(make_control(), "3")
     assert control.evidence(release.id) != shown

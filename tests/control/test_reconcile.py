@@ -18,6 +18,7 @@ from airlock.core.tally import GatewayStatus
 from airlock.settings import Settings
 from tests.support.control import (
     ERRORS,
+    FINITE,
     LABELS,
     Clock,
     FakeAliases,
@@ -207,7 +208,7 @@ def test_a_release_whose_run_has_ended_is_rolled_back(
     step: str | None,
 ) -> None:
     promoted(control, "1")
-    release = control.open("2", bento("2"), actor="airflow", key="k", run="m__release/r1")
+    release = control.open("2", bento("2"), actor="airflow", key="k", run="m__release/r1", verdicts=[FINITE])
     if step is not None:
         control.approve(release.id, actor="ann", reason="yes")
         for each in ("warm_up", "canary_5"):

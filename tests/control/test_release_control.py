@@ -14,6 +14,7 @@ from airlock.settings import Settings
 from tests.support.control import (
     CANARY,
     ERRORS,
+    FINITE,
     LABELS,
     FakeAliases,
     bento,
@@ -190,12 +191,25 @@ def test_a_gate_that_was_opened_without_a_pass_keeps_a_version_back_unless_it_is
     control: ReleaseControl, dry_run: bool
 ) -> None:
     failed = Verdict(name="calibration", status=Status.FAIL, reason="0.2 off", dry_run=dry_run)
-    release = opened(control, "1", verdicts=[failed])
+    release = opened(control, "1", verdicts=[FINITE, failed])
     if dry_run:
         assert control.promote(release.id).phase is Phase.PROMOTED
     else:
         with pytest.raises(Conflict, match=r"calibration: 0\.2 off"):
             control.promote(release.id)
+
+
+@pytest.mark.parametrize("verdicts", [[], [FINITE.model_copy(update={"dry_run": True})]])
+def test_a_gate_of_the_spec_that_gave_no_verdict_keeps_a_version_back(
+    control: ReleaseControl, verdicts: list[Verdict]
+) -> None:
+    first = opened(control, "1", verdicts=verdicts)
+    with pytest.raises(Conflict, match="has no verdict of finite"):
+        control.promote(first.id)
+    promoted(control, "2")
+    later = opened(control, "3", verdicts=verdicts)
+    with pytest.raises(Conflict, match="has no verdict of finite"):
+        control.enter(later.id, "warm_up")
 
 
 def test_a_version_that_was_judged_against_another_champion_gets_no_traffic(control: ReleaseControl) -> None:
@@ -256,10 +270,11 @@ def test_what_was_decisive_is_kept(control: ReleaseControl, settings: Settings) 
     promoted(control, "1")
     release = in_step(control, "2")
     assert control.observe(release.id, seen(on_disk(settings), good=3)).action == "wait"
-    assert control.ledger.verdicts(release.id) == []
+    assert [step for step, _ in control.ledger.verdicts(release.id)] == ["gates"]
     assert control.observe(release.id, seen(on_disk(settings))).action == "advance"
     assert [(step, verdict.name) for step, verdict in control.ledger.verdicts(release.id)] == [
-        ("canary_5", "error_rate")
+        ("gates", "finite"),
+        ("canary_5", "error_rate"),
     ]
 
 

@@ -33,7 +33,7 @@ from airlock.core.tally import Ejection, GatewayStatus
 from airlock.core.verdict import Status
 from airlock.ledger import Ledger, TimelineEntry
 from airlock.settings import Settings
-from tests.support.control import ERRORS, LABELS, Clock, FakeAliases, bento, labels, seen, spec_of
+from tests.support.control import ERRORS, FINITE, LABELS, Clock, FakeAliases, bento, labels, seen, spec_of
 
 _WRITES = frozenset({"lease", "release_lease", "open", "transition", "route_only", "record", "vote", "effect_done"})
 _PEOPLE = ("ann", "bob", "eve")
@@ -236,7 +236,13 @@ class ReleaseMachine(RuleBasedStateMachine):
         version = str(self.version)
         ref = bento(version).model_copy(update={"digest": "sha256:" + f"{self.version:064d}", "model": self.model})
         release = control.open(
-            version, ref, actor="airflow", key=f"{self.model}-{version}", author=_AUTHOR, run="release/1"
+            version,
+            ref,
+            actor="airflow",
+            key=f"{self.model}-{version}",
+            author=_AUTHOR,
+            run="release/1",
+            verdicts=(FINITE,),
         )
         if self.spec.approvals.before == "promotion":
             control.approve(release.id, actor="spec", reason="people are asked later")

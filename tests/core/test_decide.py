@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airlock.core.decide import Decision, Evidence, decide, decide_late, evidence_digest, holds_back
+from airlock.core.decide import Decision, Evidence, decide, decide_late, evidence_digest, holds_back, late_deadline
 from airlock.core.guards import limits_of
 from airlock.core.release import Phase, Release, planned
 from airlock.core.route import Bundle
@@ -371,7 +371,7 @@ def provisional(phase: Phase = Phase.PROVISIONAL) -> Release:
 
 
 def test_a_provisional_version_is_confirmed_by_mature_labels() -> None:
-    decision = decide_late(make_spec(LABELS), provisional(), labels(*[0.1] * 100))
+    decision = decide_late(make_spec(LABELS), provisional(), labels(*[0.1] * 100), NOW)
     assert decision.action == "advance"
     assert "100 of the 100 answers" in decision.reason
 
@@ -387,25 +387,25 @@ def test_a_provisional_version_is_confirmed_by_mature_labels() -> None:
     ],
 )
 def test_early_labels_confirm_nothing(late: LateEvidence | None, said: str) -> None:
-    decision = decide_late(make_spec(LABELS), provisional(), late)
+    decision = decide_late(make_spec(LABELS), provisional(), late, NOW)
     assert decision.action == "wait"
     assert said in decision.reason
 
 
 @pytest.mark.parametrize("phase", [Phase.PROVISIONAL, Phase.CANARY, Phase.PROMOTED])
 def test_bad_labels_roll_back_late(phase: Phase) -> None:
-    decision = decide_late(make_spec(LABELS), provisional(phase), labels(*[0.9] * 300))
+    decision = decide_late(make_spec(LABELS), provisional(phase), labels(*[0.9] * 300), NOW)
     assert decision.action == "roll_back"
     assert "labels have come for 300 of the 300 answers" in decision.reason
 
 
 @pytest.mark.parametrize("phase", [Phase.CANARY, Phase.PROMOTED])
 def test_only_a_provisional_version_is_confirmed(phase: Phase) -> None:
-    assert decide_late(make_spec(LABELS), provisional(phase), labels(*[0.1] * 100)).action == "wait"
+    assert decide_late(make_spec(LABELS), provisional(phase), labels(*[0.1] * 100), NOW).action == "wait"
 
 
 def test_without_a_guard_on_labels_nothing_is_confirmed(spec: ModelSpec) -> None:
-    assert decide_late(spec, provisional(), labels(*[0.1] * 100)).action == "wait"
+    assert decide_late(spec, provisional(), labels(*[0.1] * 100), NOW).action == "wait"
 
 
 def test_outcomes_alone_do_not_wait_for_labels() -> None:
@@ -414,7 +414,23 @@ def test_outcomes_alone_do_not_wait_for_labels() -> None:
     for _ in range(400):
         sums.add(-5.0)
     late = LateEvidence(until=NOW, answers=400, due=400, labelled=0, observations={"business_revenue": sums})
-    assert decide_late(make_spec(business), provisional(), late).action == "advance"
+    assert decide_late(make_spec(business), provisional(), late, NOW).action == "advance"
+
+
+@pytest.mark.parametrize(
+    ("policy", "champion", "action"),
+    [("rollback", "1", "roll_back"), ("hold", "1", "wait"), ("rollback", None, "wait")],
+)
+def test_labels_that_never_come_are_not_waited_for_for_ever(policy: str, champion: str | None, action: str) -> None:
+    spec = make_spec(LABELS)
+    spec = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"on_deadline": policy})})
+    standing = provisional().model_copy(update={"champion": champion})
+    none_came = labels(due=1000, labelled=0)
+    before = decide_late(spec, standing, none_came, NOW + late_deadline(spec) - timedelta(seconds=1))
+    assert before.action == "wait"
+    decision = decide_late(spec, standing, none_came, NOW + late_deadline(spec))
+    assert decision.action == action
+    assert "not confirmed within" in decision.reason
 
 
 def test_the_digest_names_what_was_shown_and_nothing_else() -> None:

@@ -23,7 +23,7 @@ from airlock.operators.release import (
 )
 from airlock.operators.rollback import RollbackOperator
 from airlock.triggers.ledger import LedgerTrigger
-from tests.support.operator_world import GATE, HELD, Versions, opened, promoted, shares, waiting
+from tests.support.operator_world import FINITE, GATE, HELD, Versions, opened, promoted, shares, waiting
 
 Make = Callable[..., dict[str, Any]]
 
@@ -80,7 +80,7 @@ class TestPackage:
     ) -> None:
         release = self.run(dag, make_context())
         assert (release.author, release.run) == ("mary", "toy__test/manual__1")
-        assert ledger.verdicts(release.id) == [("gates", GATE)]
+        assert ledger.verdicts(release.id) == [("gates", GATE), ("gates", FINITE)]
 
     def test_a_doubled_event_is_not_carried_by_two_runs(self, dag: DAG, make_context: Make) -> None:
         event = {assets.candidate("toy"): {"version": "4"}}

@@ -118,7 +118,7 @@ class TestEvidence:
         decision = step_of(release, "shadow").execute(make_context())  # type: ignore[arg-type]
         assert decision is not None
         assert decision["action"] == "advance"
-        assert [step for step, _ in ledger.verdicts(release.id)] == ["gates", "shadow"]
+        assert [step for step, _ in ledger.verdicts(release.id)] == ["gates", "gates", "shadow"]
 
     def test_rolls_back_and_fails_with_the_reason(
         self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, home: Path

@@ -23,7 +23,7 @@ from airlock.core.verdict import Status, Verdict
 from airlock.gateway_client import GatewayClient
 from airlock.ledger import Ledger
 from airlock.settings import Settings
-from tests.support.control import held
+from tests.support.control import FINITE, held
 from tests.support.fault_worker import FileAliases, Points, WatchedAliases
 from tests.support.tiny_models import bundle
 
@@ -108,7 +108,7 @@ class World:
         """A release that nobody has to be asked about any more."""
         control = self.control()
         bento = self.bento(version, **options)
-        release = control.open(version, bento, actor="ann", key=f"{self.model}-{version}")
+        release = control.open(version, bento, actor="ann", key=f"{self.model}-{version}", verdicts=(FINITE,))
         return control.approve(release.id, actor="spec", reason="nobody has to be asked")
 
     def in_step(self, version: str, step: str, **options: Any) -> Release:

@@ -25,6 +25,7 @@ GATE = Verdict(
     high=2.75,
     threshold=3.0,
 )
+FINITE = Verdict(name="finite", status=Status.PASS, reason="0 of 500 answers are NaN or infinite")
 HELD = Verdict(name="error_rate", status=Status.PASS, reason="0 of 800 requests failed")
 
 
@@ -118,8 +119,8 @@ class Versions:
         """The judgements of two bundles."""
         assert (run_id, path) == ("r1", "gates")
         (folder / "gates").mkdir()
-        for name, digest, verdicts in (("a", "sha256:other", []), ("b", DIGEST, [GATE.model_dump(mode="json")])):
-            judged = {"bundle": digest, "verdicts": verdicts}
+        for name, digest, verdicts in (("a", "sha256:other", ()), ("b", DIGEST, (GATE, FINITE))):
+            judged = {"bundle": digest, "verdicts": [verdict.model_dump(mode="json") for verdict in verdicts]}
             (folder / "gates" / f"{name}.json").write_text(json.dumps(judged))
         return folder / "gates"
 
@@ -155,7 +156,7 @@ def opened(control: ReleaseControl, version: str) -> Release:
 
 def waiting(control: ReleaseControl, version: str, **known: Any) -> Release:
     """A release that nobody has answered for yet."""
-    return control.open(version, bento(version), actor="test", key=f"test-{version}", verdicts=(GATE,), **known)
+    return control.open(version, bento(version), actor="test", key=f"test-{version}", verdicts=(GATE, FINITE), **known)
 
 
 def shares(home: Path) -> dict[str, float]:

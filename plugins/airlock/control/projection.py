@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def project_route(folder: Path, route: Route) -> bool:
             lying = read_route(folder, route.model)
             if lying is not None and (lying.generation > route.generation or lying == route.sealed()):
                 return False
-            temporary = folder / f".{route.model}.{os.getpid()}.tmp"
+            temporary = folder / f".{route.model}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
             with temporary.open("w") as file:
                 file.write(route.to_json())
                 file.flush()

@@ -13,7 +13,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from airlock.control.projection import Aliases, read_ejection, read_route
+from airlock.control.projection import Aliases, read_ejection, read_route, show_aliases
 from airlock.control.release import ReleaseControl
 from airlock.control.turn import CONTROLLER
 from airlock.core.errors import AirlockError, Conflict
@@ -172,7 +172,7 @@ class _Reconciliation:
         if champion is not None and shown["champion"] != champion.version:
             version = champion.version
             what = f"champion names version {shown['champion']}, the ledger says version {version}"
-            yield self._repair("aliases", what, lambda: port.set_alias(self.model, "champion", version))
+            yield self._repair("aliases", what, lambda: show_aliases(self.ledger, self.model, port))
         if (candidate := shown["candidate"]) is not None:
             yield from self._candidate(port, candidate)
 

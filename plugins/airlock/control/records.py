@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airlock.control.release import ReleaseControl
+from airlock.core.errors import AirlockError, Unavailable
 from airlock.core.refs import Ref
 
 if TYPE_CHECKING:
@@ -15,13 +16,20 @@ def write_pending(control: ReleaseControl, registry: Registry) -> list[Ref]:
     """Write, sign and file the record of every release of the model that has ended and has none yet.
 
     Raises:
-        Unavailable: MLflow does not answer; what is not written stays due.
+        Unavailable: some could not be written, and stay due; all others are.
     """
     from airlock.steps import record
 
-    written = []
+    written, failed = [], []
     for effect in control.pending("record"):
-        if effect.release is not None:
-            written.append(record.write(control.spec, control.settings, control.ledger, registry, effect.release))
-        control.done(effect)
+        try:
+            if effect.release is not None:
+                written.append(record.write(control.spec, control.settings, control.ledger, registry, effect.release))
+        except AirlockError as error:
+            # One record that cannot be written, of a version that MLflow has lost say, holds up no other.
+            failed.append(f"release {effect.release}: {error}")
+        else:
+            control.done(effect)
+    if failed:
+        raise Unavailable(f"{len(failed)} of {len(failed) + len(written)} records stay due: {'; '.join(failed)}")
     return written

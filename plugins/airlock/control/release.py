@@ -15,6 +15,8 @@ from airlock.control.steering import Steering
 from airlock.control.turn import CONTROLLER
 from airlock.core.decide import Decision, Evidence, decide, decide_late, holds_back
 from airlock.core.errors import Conflict
+from airlock.core.gates import lacking
+from airlock.core.limits import limits_of
 from airlock.core.refs import BentoRef
 from airlock.core.release import (
     HELD,
@@ -108,6 +110,7 @@ class ReleaseControl(Steering, Approvals):
             event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
             next_phase(release.phase, event)  # before a route is made for it: a release that has ended gets none
             self._require_not_ejected(release)
+            self._require_gates(release)
             champion = self._opponent(release)
             reason = f"{step}: {todo.weight:g} % of the traffic" if todo.role == "served" else step.replace("_", " ")
             text = f"version {release.version} {reason}"
@@ -131,7 +134,9 @@ class ReleaseControl(Steering, Approvals):
             release = self.ledger.release(release_id)
             if release.phase in LIVE and decision.action in _DECISIVE:
                 if decision.verdicts:
-                    turn.record(release, decision.verdicts, step=release.step or "")
+                    # Verdicts of a step that is held let nothing through, so they are not kept as the step's.
+                    held = " held" if decision.action == "hold" else ""
+                    turn.record(release, decision.verdicts, step=f"{release.step}{held}")
                 if decision.action == "hold":
                     self._steer(turn, release, Event.PAUSE, {"paused": True}, actor=CONTROLLER, reason=decision.reason)
         return decision
@@ -202,7 +207,7 @@ class ReleaseControl(Steering, Approvals):
         It moves nothing: ``roll_back`` is for ``roll_back``, ``advance`` for ``confirm``.
         """
         release = self.ledger.release(release_id)
-        decision = decide_late(self.spec, release, late)
+        decision = decide_late(self.spec, release, late, self.clock())
         if decision.action in _DECISIVE and release.phase not in TERMINAL:
             with self.turn() as turn:
                 turn.record(release, decision.verdicts, step=LATE)
@@ -220,7 +225,9 @@ class ReleaseControl(Steering, Approvals):
                 return release
             next_phase(release.phase, Event.CONFIRM)
             verdicts = self._newest_verdicts(release, LATE)
-            if not verdicts or any(verdict.holds_back for verdict in verdicts):
+            needed = {limit.name for limit in limits_of(self.spec) if limit.late}
+            passed = {verdict.name for verdict in verdicts if not verdict.holds_back}
+            if not needed or needed - passed:
                 raise Conflict(
                     f"release {release.id} stays provisional: its guards on labels have not all passed; judge its late "
                     "evidence first"
@@ -279,6 +286,12 @@ class ReleaseControl(Steering, Approvals):
             raise Conflict(f"the gateway ejected version {release.version} meanwhile: {ejected.reason}")
 
     def _require_gates(self, release: Release) -> None:
+        """A gate that was added, or is enforced, since the version was judged has not let it through."""
+        if missing := lacking(self.spec.gates, self._newest_verdicts(release, GATES)):
+            raise Conflict(
+                f"release {release.id} has no verdict of {', '.join(missing)}: train "
+                f"version {release.version} anew, so that every gate of the spec judges it"
+            )
         if back := [verdict for verdict in self._newest_verdicts(release, GATES) if verdict.holds_back]:
             found = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in back)
             raise Conflict(f"release {release.id} was opened with gates that did not pass: {found}")

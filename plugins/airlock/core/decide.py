@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -19,7 +19,7 @@ from airlock.core.guard_words import come
 from airlock.core.guards import judge, limits_of
 from airlock.core.release import Phase, PlannedStep, Release, planned
 from airlock.core.route import Limit
-from airlock.core.spec import LabelMetricGuard, ModelSpec, PairedLossGuard
+from airlock.core.spec import LabelMetricGuard, ModelSpec, PairedLossGuard, written
 from airlock.core.tally import GatewayStatus, LateEvidence, Tally
 from airlock.core.verdict import Status, Verdict
 
@@ -125,11 +125,21 @@ def holds_back(
     return _reasons(back) if back else None
 
 
-def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None) -> Decision:
+def late_deadline(spec: ModelSpec) -> timedelta:
+    """How long after its promotion a provisional version is waited for.
+
+    By then every answer of the first maturity window has had the time for its label to come, and one deadline more.
+    """
+    return 2 * spec.maturity + spec.rollout.deadline
+
+
+def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None, now: datetime) -> Decision:
     """Judge what labels and outcomes say of a version by now: ``roll_back``, ``wait``, or ``advance`` to confirm it.
 
     A provisional version is confirmed when every late limit passed and its labels are mature: as many answers as the
-    limits need had the time for their labels to come, and of these labels at least ``MATURE_SHARE`` came.
+    limits need had the time for their labels to come, and of these labels at least ``MATURE_SHARE`` came. One that is
+    neither confirmed nor failed within :func:`late_deadline` goes the way of ``rollout.on_deadline``, unless there was
+    no champion before it to go back to.
     """
     limits = tuple(limit for limit in limits_of(spec) if limit.late)
     verdicts = judge(limits, Tally(), Tally(), late=late)
@@ -139,15 +149,23 @@ def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None) ->
 
     if failed := [verdict for verdict in verdicts if verdict.status is Status.FAIL]:
         return decided("roll_back", _reasons(failed))
-    if opened := [verdict for verdict in verdicts if not verdict.passed]:
-        return decided("wait", _reasons(opened))
-    if not limits or late is None:
-        return decided("wait", "no guard on labels or outcomes gave a verdict")
-    if release.phase is not Phase.PROVISIONAL:
-        return decided("wait", f"release {release.id} is {release.phase}, which is not provisional; {come(late)}")
-    if immature := _immature(spec, limits, late):
-        return decided("wait", immature)
-    return decided("advance", f"every guard on labels and outcomes passed; {come(late)}")
+    opened = [verdict for verdict in verdicts if not verdict.passed]
+    if opened:
+        missing: str | None = _reasons(opened)
+    elif not limits or late is None:
+        missing = "no guard on labels or outcomes gave a verdict"
+    elif release.phase is not Phase.PROVISIONAL:
+        missing = f"release {release.id} is {release.phase}, which is not provisional; {come(late)}"
+    else:
+        missing = _immature(spec, limits, late)
+    if missing is None:
+        return decided("advance", f"every guard on labels and outcomes passed; {come(late) if late else ''}")
+    if release.phase is not Phase.PROVISIONAL or now - release.entered_at < late_deadline(spec):
+        return decided("wait", missing)
+    over = f"not confirmed within {written(late_deadline(spec))} of its promotion: {missing}"
+    if spec.rollout.on_deadline == "rollback" and release.champion is not None:
+        return decided("roll_back", over)
+    return decided("wait", f"{over}. It stays provisional until labels come or somebody rolls it back")
 
 
 def _immature(spec: ModelSpec, limits: Sequence[Limit], late: LateEvidence) -> str | None:

@@ -83,7 +83,7 @@ class _Replay:
         """Decide, where anything but waiting can come of it."""
         if self.release.phase is Phase.PROVISIONAL:
             if _may_settle(self.limits, frame.late):
-                self._settle(frame, decide_late(self.spec, self.release, frame.late))
+                self._settle(frame, decide_late(self.spec, self.release, frame.late, frame.at))
             return
         reason = breach(self.limits, self.total, self.of_step)
         observed = (frame.at - self.since).total_seconds()

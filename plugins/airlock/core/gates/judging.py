@@ -53,20 +53,31 @@ _JUDGES: dict[type[Policy], Callable[[Any, GateEvidence], Verdict]] = {
 
 
 def judge(gates: Iterable[Gate], evidence: GateEvidence) -> tuple[Verdict, ...]:
-    """One verdict for each gate, in order. Never raises for evidence: what cannot be judged is ``ERROR``.
-
-    A second gate of the same kind, column and metric has a number at the end of its name.
-    """
-    seen: Counter[str] = Counter()
+    """One verdict for each gate, in order. Never raises for evidence: what cannot be judged is ``ERROR``."""
     verdicts = []
-    for gate in gates:
-        seen[name := name_of(gate)] += 1
+    for name, gate in named(gates):
         verdict = _judge(gate, evidence)
-        changes: dict[str, Any] = {"name": name if seen[name] == 1 else f"{name}_{seen[name]}"}
+        changes: dict[str, Any] = {"name": name}
         if gate.mode == "dry_run":
             changes |= {"dry_run": True, "reason": f"dry run, does not count: {verdict.reason}"}
         verdicts.append(verdict.model_copy(update=changes))
     return tuple(verdicts)
+
+
+def named(gates: Iterable[Gate]) -> tuple[tuple[str, Gate], ...]:
+    """Every gate with its verdict's name, a number behind that of a second one of the same kind, column and metric."""
+    seen: Counter[str] = Counter()
+    found = []
+    for gate in gates:
+        seen[name := name_of(gate)] += 1
+        found.append((name if seen[name] == 1 else f"{name}_{seen[name]}", gate))
+    return tuple(found)
+
+
+def lacking(gates: Iterable[Gate], verdicts: Iterable[Verdict]) -> tuple[str, ...]:
+    """Names of enforced gates that no verdict stands for, or only one of a dry run."""
+    given = {verdict.name for verdict in verdicts if not verdict.dry_run}
+    return tuple(name for name, gate in named(gates) if gate.mode == "enforce" and name not in given)
 
 
 def name_of(gate: Gate) -> str:
