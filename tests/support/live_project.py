@@ -207,9 +207,8 @@ class Live:
         done = subprocess.run(
             [*_AIRLOCK, *arguments], env=environ, capture_output=True, text=True, timeout=120, check=False
         )
-        assert code in (None, done.returncode), (
-            f"airlock {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}"
-        )
+        said = f"{done.returncode}\n{done.stdout}{done.stderr}"
+        assert code in (None, done.returncode), f"airlock {' '.join(arguments)}: {said}"
         return done.stdout
 
     def told(self, *arguments: str, code: int | None = 0) -> Any:
