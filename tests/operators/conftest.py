@@ -127,7 +127,7 @@ def make_context(dag: DAG) -> Callable[..., Context]:
         return {
             "dag": dag,
             "run_id": run_id,
-            "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id=run_id, triggering_user_name=user),
+            "dag_run": SimpleNamespace(dag_id=dag.dag_id, run_id=run_id, triggering_user_name=user, conf=None),
             "triggering_asset_events": TriggeringAssetEventsAccessor.build(
                 SimpleNamespace(asset=asset, source_aliases=(), timestamp=datetime(2026, 1, 1, tzinfo=UTC), extra=extra)
                 for asset, extra in (events or {}).items()

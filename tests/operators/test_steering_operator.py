@@ -73,3 +73,12 @@ def test_an_extension_needs_a_duration(by: str | None, live: Release, steer: Cal
 def test_an_unknown_action_is_refused(live: Release, steer: Callable[..., Release]) -> None:
     with pytest.raises(AirflowFailException, match="there is no action 'stop'; choose from pause"):
         steer("stop")
+
+
+def test_a_key_that_steers_nothing_is_refused(make_context: Make) -> None:
+    context = make_context()
+    context["dag_run"].conf = {"event": "abort", "reason": "it is bad"}
+    dag = DAG("toy__control", schedule=None)
+    task = SteerReleaseOperator(task_id="steer", dag=dag, model="toy", action="pause", reason="it is bad")
+    with pytest.raises(AirflowFailException, match="event is nothing that steers; expected action, reason, extend_by"):
+        task.execute(context)  # type: ignore[arg-type]

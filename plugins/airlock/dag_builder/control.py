@@ -16,8 +16,8 @@ def control_dag(spec: ModelSpec) -> DAG:
         description="Pause, resume, extend, promote or abort the release that is on its way.",
         schedule=None,
         params={
+            # Neither has a default: whoever misspells a name must not get an action that was not asked for.
             "action": Param(
-                "pause",
                 type="string",
                 enum=list(ACTIONS),
                 title="Action",
@@ -25,7 +25,6 @@ def control_dag(spec: ModelSpec) -> DAG:
                 "through the remaining steps without waiting, past no breach. abort: off traffic.",
             ),
             "reason": Param(
-                "steered by hand",
                 type="string",
                 minLength=3,
                 title="Reason",

@@ -51,6 +51,9 @@ class SteerReleaseOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         self.links[GatewayLink().name] = self.settings.gateway_url
+        if unknown := sorted(set(context["dag_run"].conf or {}) - set(self.template_fields)):
+            expected = ", ".join(self.template_fields)
+            raise DataInvalid(f"{self.model}: {', '.join(unknown)} is nothing that steers; expected {expected}")
         release = self.control.current(self.model)
         if release is None:
             raise NotFound(f"{self.model} has no release on its way that could {self.action}")
