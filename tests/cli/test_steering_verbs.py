@@ -179,3 +179,14 @@ def test_reconciling_tells_what_it_did_and_what_is_left(control: ReleaseControl,
     assert "repaired  route" in repaired.stdout
     assert "gateway: the gateway does not answer" in " ".join(repaired.stdout.split())
     assert route() == control.ledger.route(MODEL)
+
+
+def test_a_broken_spec_keeps_no_other_model_from_being_repaired(control: ReleaseControl) -> None:
+    (settings.load().specs / "broken.yaml").write_text("model: broken\n")
+    (settings.load().routes / f"{MODEL}.json").write_text("{ torn")
+    result = run("reconcile", "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert [(repair["kind"], repair["done"]) for repair in found["broken"]] == [("spec", False)]
+    assert "broken.yaml" in found["broken"][0]["what"]
+    assert ("route", True) in [(repair["kind"], repair["done"]) for repair in found[MODEL]]

@@ -26,7 +26,7 @@ GRACE = timedelta(minutes=2)
 _ENDED = frozenset({"success", "failed", None})
 
 Kind = Literal[
-    "lease", "route", "gateway", "ejection", "orphan", "aliases", "record", "champion_asset", "candidate_asset"
+    "spec", "lease", "route", "gateway", "ejection", "orphan", "aliases", "record", "champion_asset", "candidate_asset"
 ]
 
 
