@@ -61,12 +61,16 @@ def ended(tmp_path: Path, mlflow_server: str, request: pytest.FixtureRequest) ->
     ledger = Ledger(settings.ledger_url)
     registry = Registry(mlflow_server, bundles=settings.bundles)
     version = str(max(int(each.version) for each in registry._search(f"name = '{model}'")))
+    first = ledger.open(release("r0", model=model), key="first", actor="ann")
+    for event in (Event.APPROVE, Event.WARM_UP):
+        first = ledger.transition(first, event, actor="ann", reason="the first", now=NOW)
+    ledger.transition(first, Event.PROMOTE, actor="ann", reason="the first", now=NOW, route=route(1, model=model))
     opened = release(model=model).model_copy(update={"version": version, "author": "ann"})
     opened = ledger.open(opened, key="k", actor="ann", verdicts=[GATE])
     ledger.vote("r1", actor="bob", yes=True, reason="looks | good", evidence="sha256:1", now=NOW)
     moved = ledger.transition(opened, Event.APPROVE, actor="bob", reason="looks good", now=NOW)
     moved = ledger.transition(moved, Event.WARM_UP, actor="airlock", reason="warm", now=NOW, step="warm_up")
-    canary = route(1, release="r1", step="canary_5", model=model)
+    canary = route(2, release="r1", step="canary_5", model=model)
     moved = ledger.transition(moved, Event.STEP, actor="airlock", reason="5 %", now=NOW, step="canary_5", route=canary)
     ledger.record(moved, [GUARD], step="canary_5", now=NOW)
     ledger.transition(moved, Event.ROLL_BACK, actor="airlock", reason=GUARD.reason, now=NOW)
@@ -89,6 +93,7 @@ def _registered(client: MlflowClient, model: str, folder: Path) -> str:
         client.log_artifact(run.info.run_id, str(folder / name))
     if not client.search_registered_models(f"name = '{model}'"):
         client.create_registered_model(model)
+        client.create_model_version(model, f"runs:/{run.info.run_id}/bundle", run.info.run_id)  # 1, the champion
     tags = {"airlock.semantic_version": "1.2.0", "airlock.git_commit": "abc", "airlock.snapshot_digest": "sha256:s"}
     client.create_model_version(model, f"runs:/{run.info.run_id}/bundle", run.info.run_id, tags=tags)
     return str(run.info.run_id)
@@ -104,7 +109,7 @@ def test_a_record_says_everything_and_verifies(ended: Ended) -> None:
     assert found.gates == (GATE,)
     assert [(each.step, each.verdict) for each in found.guards] == [("canary_5", GUARD)]
     assert [(answer.actor, answer.yes) for answer in found.answers] == [("bob", True)]
-    assert [entry.generation for entry in found.traffic] == [1]
+    assert [entry.generation for entry in found.traffic] == [2]
     assert [entry.event for entry in found.journal][-1] == "roll_back"
 
 
@@ -121,6 +126,7 @@ def test_it_is_kept_with_the_model(ended: Ended) -> None:
     tags = ended.registry.tags(toy_spec().model, record.verify(path, ended.settings).version)
     assert tags["airlock.release"] == "r1"
     assert tags["airlock.outcome"] == "rolled_back"
+    assert tags["airlock.state"] == "archived", "old versions are told apart from those that answer"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from airlock.core.bundle import sha256
 from airlock.core.errors import NotFound
 from airlock.core.refs import Ref
-from airlock.core.release import Phase
+from airlock.core.release import LIVE, WAITING, Phase
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.ledger import Ledger, TimelineEntry
@@ -126,7 +126,24 @@ def write(spec: ModelSpec, settings: Settings, ledger: Ledger, registry: Registr
         model_card.summary(spec, record),
         {"airlock.release": release_id, "airlock.release_record": digest, "airlock.outcome": record.outcome},
     )
+    registry.show_states(spec.model, states(ledger, spec.model))
     return Ref(path=str(folder / RECORD), digest=digest)
+
+
+def states(ledger: Ledger, model: str) -> dict[str, str]:
+    """What each released version is by the ledger.
+
+    ``champion``, ``warm`` for the way back, ``candidate`` while it is on its way, and ``archived`` otherwise.
+    """
+    good = [record.version for record in ledger.good_versions(model)]
+    champion = ledger.champion(model)
+    found = {release.version: "archived" for release in ledger.releases(model)}
+    found |= {release.version: "candidate" for release in ledger.releases(model, phases=LIVE | WAITING)}
+    if champion is not None:
+        warm = next((version for version in good if version != champion.version), None)
+        found |= {warm: "warm"} if warm is not None else {}
+        found[champion.version] = "champion"
+    return found
 
 
 def gather(spec: ModelSpec, ledger: Ledger, registry: Registry, release_id: str) -> ReleaseRecord:

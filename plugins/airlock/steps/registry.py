@@ -20,6 +20,7 @@ from airlock.steps import tracking
 _KEY = "airlock.register_key"
 _BUNDLE = "airlock.bundle"
 _SCHEMA = "airlock.schema"
+_STATE = "airlock.state"
 _SEMANTIC = "airlock.semantic_version"
 _JUDGED_AGAINST = "airlock.judged_against"
 _AUTHOR = "airlock.author"
@@ -145,6 +146,20 @@ class Registry:
         except MlflowException as error:
             message = f"MLflow at {self.url} does not describe {model} version {version}: {error.message}"
             raise Unavailable(message) from error
+
+    def show_states(self, model: str, states: Mapping[str, str]) -> None:
+        """Show with each version what it is now, such as ``champion`` or ``archived``, as its tag ``airlock.state``."""
+        from mlflow.exceptions import MlflowException
+
+        for each in self._search(f"name = '{model}'"):
+            state = states.get(str(each.version))
+            if state is None or each.tags.get(_STATE) == state:
+                continue
+            try:
+                self._client.set_model_version_tag(model, str(each.version), _STATE, state)
+            except MlflowException as error:
+                message = f"MLflow at {self.url} does not tag {model} version {each.version}: {error.message}"
+                raise Unavailable(message) from error
 
     def artifact(self, run_id: str, path: str, folder: Path) -> Path:
         """Download one artifact of a run into ``folder``.
