@@ -152,7 +152,9 @@ def test_f16_the_routes_disk_is_full(make_world: Callable[..., World], small_dis
         assert world.followed(lambda _: True).generation == before.generation
         assert (full.settings.routes / f"{model}.json").read_bytes() == (routes / f"{model}.json").read_bytes()
         filling.unlink()
-        assert [repair.kind for repair in world.reconciled()] == ["route", "aliases"]
+        assert list(full.settings.routes.glob(".*.tmp")) == []
+        assert [repair.kind for repair in world.reconciled()] == ["route"], "its turn catches up on the aliases"
+        assert world.control().pending("aliases") == []
         world.followed()
         client.more(3)
     assert client.errors == []

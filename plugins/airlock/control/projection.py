@@ -57,11 +57,14 @@ def project_route(folder: Path, route: Route) -> bool:
             if lying is not None and (lying.generation > route.generation or lying == route.sealed()):
                 return False
             temporary = folder / f".{route.model}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-            with temporary.open("w") as file:
-                file.write(route.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
+            try:
+                with temporary.open("w") as file:
+                    file.write(route.to_json())
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)  # what a full disk left of it
     except OSError as error:
         raise Unavailable(
             f"generation {route.generation} of {route.model} is decided, but {target} cannot be written ({error}); "
