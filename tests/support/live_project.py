@@ -167,7 +167,7 @@ class Client:
                         "visit": f"visit-{number}",
                         "age": float(random.normal(40, 12)),
                         "price": float(random.normal(8, 3)),
-                        "shop": shops[number % len(shops)],
+                        "shop": shops[int(random.integers(len(shops)))],
                     }
                     self._one(http, model, row)
                 self._ended.wait(_PAUSE_S)
