@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
+import threading
 from pathlib import Path
 
 import pytest
+from gateway import shadow
 
 from airlock.core.route import Bundle, Limit, place
 from airlock.core.spec import Input, Serving, Task
@@ -147,10 +148,7 @@ def test_ready_only_with_something_to_serve(tmp_path: Path, champion: Bundle) ->
         assert (await gateway.client.get("/healthz")).status_code == 200
         assert (await gateway.client.get("/readyz")).status_code == 503
         publish(tmp_path, route(champion))
-        for _ in range(500):
-            if (await gateway.client.get("/readyz")).status_code == 200:
-                break
-            await asyncio.sleep(0.01)
+        await gateway.ready()
         assert (await gateway.ask())["version"] == "1"
 
     in_gateway(tmp_path, body)
@@ -257,7 +255,7 @@ def test_a_version_that_failed_a_request_is_not_asked_it_again(
 
     async def body(gateway: Running) -> None:
         assert (await gateway.ask(row=GOOD_ROW | {"carrier": "EV"}))["fallback"]
-        await asyncio.sleep(0.1)
+        await gateway.shadow_settled()
         assert set((await gateway.status()).total["2"]) == {"served"}
 
     in_gateway(tmp_path, body)
@@ -326,7 +324,7 @@ def test_a_warm_version_is_not_asked(tmp_path: Path, champion: Bundle, better: B
 
     async def body(gateway: Running) -> None:
         assert {(await gateway.ask(str(n)))["version"] for n in range(50)} == {"1"}
-        await asyncio.sleep(0.05)
+        await gateway.shadow_settled()
         status = await gateway.status()
         assert status.loaded == ("1", "2")
         assert "2" not in status.total
@@ -384,9 +382,10 @@ def test_answers_that_shift_eject_even_in_shadow(tmp_path: Path, champion: Bundl
         status = await gateway.until(lambda s: s.ejection is not None)
         assert status.ejection is not None
         assert "above the champion" in status.ejection.reason
-        before = status.total["2"]["shadow"].requests
+        await gateway.shadow_settled()
+        before = (await gateway.status()).total["2"]["shadow"].requests
         await gateway.ask()
-        await asyncio.sleep(0.1)
+        await gateway.shadow_settled()
         assert (await gateway.status()).total["2"]["shadow"].requests == before
 
     in_gateway(tmp_path, body)
@@ -405,23 +404,25 @@ def test_a_candidate_may_take_an_input_that_the_champion_does_not(tmp_path: Path
 
 
 def test_a_slow_shadow_holds_nobody_up_and_what_is_left_out_is_counted(
-    tmp_path: Path, champion: Bundle, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, champion: Bundle, better: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stuck, score = threading.Event(), shadow._score
     monkeypatch.setattr("gateway.shadow.QUEUE", 3)
-    slow = bundle(tmp_path / "slow", work=1500)
-    publish(tmp_path, route(champion, candidate=slow, shadow=True))
+    monkeypatch.setattr("gateway.shadow._score", lambda task: (stuck.wait(), score(task))[1])
+    publish(tmp_path, route(champion, candidate=better, shadow=True))
 
     async def body(gateway: Running) -> None:
-        slowest = 0.0
-        for n in range(40):
-            started = time.perf_counter()
-            await gateway.ask(str(n))
-            slowest = max(slowest, time.perf_counter() - started)
-        assert slowest < 0.5
-        metrics = (await gateway.client.get("/metrics")).text
+        try:
+            for n in range(40):
+                assert (await gateway.ask(str(n)))["version"] == "1", "answered while shadow scoring stands still"
+            metrics = (await gateway.client.get("/metrics")).text
+        finally:
+            stuck.set()
         dropped = re.search(r'airlock_shadow_dropped_total\{model="late"\} (\S+)', metrics)
         assert dropped is not None
-        assert float(dropped[1]) >= 30
+        assert float(dropped[1]) in (36, 37), "three wait, and one may be in work"
+        scored = 40 - float(dropped[1])
+        await gateway.until(lambda s: "2" in s.total and s.total["2"]["shadow"].requests == scored)
 
     in_gateway(tmp_path, body)
 

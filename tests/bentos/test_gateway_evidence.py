@@ -16,6 +16,7 @@ from airlock.core.route import Bundle, Limit, Route, place
 from airlock.core.tally import GatewayStatus
 from tests.support.gateway_in_process import Running, in_gateway
 from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
+from tests.support.waiting import wait_until_async
 
 ERRORS = (Limit(name="error_rate", signal="errors", bound=0.05, alpha=0.01),)
 
@@ -116,11 +117,12 @@ def test_what_was_counted_is_written_while_it_runs(
     async def body(gateway: Running) -> None:
         await gateway.ask()
         file = gateway.gateway.paths.evidence / "late.json"
-        for _ in range(500):
-            if file.exists() and (kept := read_kept(file, "late")) and kept.current:
-                break
-            await asyncio.sleep(0.01)
-        assert kept is not None
+
+        async def written() -> Kept | None:
+            kept = read_kept(file, "late")
+            return kept if kept and kept.current else None
+
+        kept = await wait_until_async(written, "what was counted to be written", seen=lambda: read_kept(file, "late"))
         assert kept.current["2"]["served"].requests == 1
 
     in_gateway(tmp_path, body)

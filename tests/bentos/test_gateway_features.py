@@ -87,14 +87,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return home, project
 
 
-async def ready(gateway: Running) -> None:
-    for _ in range(2000):
-        if (await gateway.client.get("/readyz")).status_code == 200:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError((await gateway.client.get("/readyz")).text)
-
-
 async def ask(gateway: Running, *entities: dict[str, Any]) -> Any:
     return await gateway.client.post(PREDICT, json={"entities": entities})
 
@@ -110,7 +102,7 @@ def test_features_are_read_checked_and_logged(stored: tuple[Path, Path]) -> None
     at = NOON + timedelta(hours=1)
 
     async def body(gateway: Running) -> None:
-        await ready(gateway)
+        await gateway.ready()
         answer = await ask(
             gateway,
             ENTITY | {"flight_id": "fresh", "sched_dep": at.isoformat()},
@@ -139,7 +131,7 @@ def test_an_entity_row_is_as_strict_as_a_row(stored: tuple[Path, Path]) -> None:
     home, project = stored
 
     async def body(gateway: Running) -> None:
-        await ready(gateway)
+        await gateway.ready()
         for change, field in (
             ({"distance": -1.0}, "distance"),
             ({"carrier": 7}, "carrier"),
@@ -164,7 +156,7 @@ def test_an_input_that_must_not_be_missing_is_a_424(stored: tuple[Path, Path], t
     publish(tmp_path, route(bundle(tmp_path / "b", inputs=strict, features=FEATURES)))
 
     async def body(gateway: Running) -> None:
-        await ready(gateway)
+        await gateway.ready()
         response = await ask(gateway, ENTITY, ENTITY | {"tailnum": "N2"})
         error = response.json()["error"]
         assert (response.status_code, error["row"], error["field"]) == (424, 1, "age"), response.text
@@ -183,13 +175,13 @@ def test_a_lost_or_torn_registry_is_an_explicit_503_and_the_last_good_one_stays(
     publish(tmp_path, route(made))
 
     async def body(gateway: Running) -> None:
-        await asyncio.sleep(0.2)
+        await gateway.readiness(lambda response: "cannot be loaded" in response.text)
         assert (await gateway.client.get("/readyz")).status_code == 503
         assert (await ask(gateway, ENTITY)).status_code == 503
         registry.parent.mkdir()
         registry.write_bytes((home / "feast" / "registry.db").read_bytes())
         (tmp_path / "feast" / "online.db").symlink_to(home / "feast" / "online.db")
-        await ready(gateway)
+        await gateway.ready()
         registry.write_bytes(b"\xff" * 100)
         publish(tmp_path, route(made, generation=2))
         await gateway.until(lambda status: status.generation == 2)
@@ -198,13 +190,16 @@ def test_a_lost_or_torn_registry_is_an_explicit_503_and_the_last_good_one_stays(
     in_gateway(tmp_path, body, project=project)
 
 
-def test_a_question_that_comes_a_moment_too_early_is_answered(stored: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_question_that_comes_a_moment_too_early_is_answered(
+    stored: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.online.READ_SECONDS", 60.0)
     home, project = stored
     publish(tmp_path, route(bundle(tmp_path / "b", inputs=INPUTS, features=FEATURES)))
 
     async def body(gateway: Running) -> None:
         question = asyncio.create_task(ask(gateway, ENTITY))
-        await asyncio.sleep(0.3)
+        await gateway.readiness(lambda response: "cannot be loaded" in response.text)
         assert not question.done()
         (tmp_path / "feast").symlink_to(home / "feast")
         assert (await question).status_code == 200

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def test_the_log_names_the_pin_and_the_comparison_leaves_out_who_is_neither(
         await ask(gateway, distance=6000.0)
         await ask(gateway)
         await gateway.until(lambda s: sum(t.difference.n for t in s.total.get("2", {}).values()) == 2)
-        await asyncio.sleep(0.05)
+        await gateway.shadow_settled()
         total = (await gateway.status()).total
         assert {(version, role) for version, roles in total.items() for role in roles} == {
             *(("1", "served"), ("1", "shadow"), ("2", "served"), ("2", "shadow"), ("0", "served"))
