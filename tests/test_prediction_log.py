@@ -153,6 +153,41 @@ def test_a_full_queue_drops_and_counts(settings: Settings, monkeypatch: pytest.M
     assert list(read(settings, "late")["key"]) == ["a", "b"]
 
 
+def test_entries_are_numbered_as_they_were_counted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By model; a dropped one leaves a gap; the time grows even where the clock goes back."""
+    monkeypatch.setattr("gateway.prediction_writer.MAX_WAITING", 4)
+    clock = iter([5_000_000, 5_000_000, 1_000, 9_000_000, 9_000_000, 9_000_000])
+    monkeypatch.setattr("gateway.prediction_writer.time.time_ns", lambda: next(clock, 7))
+    writer = PredictionWriter(settings.predictions)
+    for model, name in (("late", "a"), ("late", "b"), ("other", "c"), ("late", "d"), ("late", "dropped")):
+        writer.add(model, answered(origin([name, name], [EVENT, EVENT]), step="canary_5"))
+    monkeypatch.setattr("gateway.prediction_writer.MAX_WAITING", 5)
+    writer.add("late", answered(origin(["f"], [EVENT])))
+    writer.start()
+    writer.close()
+    frame = read(settings, "late", columns=["key", "sequence", "counted_at", "step"])
+    frame = frame.sort_values("sequence")
+    assert list(frame["key"]) == ["a", "a", "b", "b", "d", "d", "f"]
+    assert list(frame["sequence"]) == [1, 1, 2, 2, 3, 3, 5]
+    assert frame.groupby("sequence")["counted_at"].first().is_monotonic_increasing
+    assert frame["counted_at"].nunique() == 4
+    assert list(frame["step"].fillna("none")) == ["canary_5"] * 6 + ["none"]
+    assert list(read(settings, "other", columns=["sequence"])["sequence"]) == [1, 1]
+
+
+def test_files_of_older_gateways_stay_readable(settings: Settings) -> None:
+    write(settings, answered(origin(["a"], [EVENT])))
+    (path,) = (settings.predictions / "late").glob("*/*.parquet")
+    older = pd.read_parquet(path, columns=[name for name in COLUMNS if name not in ("sequence", "counted_at", "step")])
+    older.to_parquet(path, index=False)
+    frame = read(settings, "late", columns=["key", "sequence", "counted_at", "step"])
+    assert list(frame["key"]) == ["a"]
+    assert frame[["sequence", "counted_at", "step"]].isna().all(axis=None)
+    write(settings, answered(origin(["b"], [EVENT])))
+    mixed = read(settings, "late", columns=["key", "sequence"])
+    assert dict(zip(mixed["key"], mixed["sequence"].fillna(0), strict=True)) == {"a": 0, "b": 1}
+
+
 def test_a_full_disk_loses_entries_and_says_so(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     settings.predictions.mkdir(parents=True)
     (settings.predictions / "late").write_text("in the way")

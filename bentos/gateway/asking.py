@@ -143,7 +143,8 @@ class Asker:
             bound = manifest.label.threshold
             decided, probabilities = [float(p >= bound) for p in answers], answers
         name, variant = (version.name, effect.variant(version)) if version else (None, None)
-        entry = Entry(asked.origin, name, variant, role, fallback, error, decided, probabilities, latency)
+        step = asked.served.step_of(effect)
+        entry = Entry(asked.origin, name, variant, role, fallback, error, decided, probabilities, latency, step)
         self._log.add(effect.route.model, entry)
 
     def look(self, served: Served, version: Version) -> None:

@@ -1,7 +1,8 @@
 """The prediction log: what was asked, the inputs as used, who answered what, and how long it took.
 
 ``predictions/<model>/day=YYYY-MM-DD/part-*.parquet``, written by one thread. The event loop only
-appends to a list. A file appears whole, under its name, or not at all.
+appends to a list. A file appears whole, under its name, or not at all. Entries are numbered as they are counted, so
+that a replay can count them again in the same order and sees which are missing.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ _COLUMNS: dict[str, pa.DataType] = {
     "prediction": pa.float64(),
     "probability": pa.float64(),
     "latency_ms": pa.float64(),
+    "sequence": pa.int64(),
+    "counted_at": pa.timestamp("us", tz="UTC"),
+    "step": pa.string(),
 }
 _INPUT_TYPES = {"float": pa.float64(), "int": pa.int64(), "string": pa.string()}
 
@@ -71,7 +75,7 @@ class Entry(NamedTuple):
     """One answer to one request: a version's, or what stood in for it (``airlock.prediction_log`` names the columns).
 
     Without ``predictions`` the version failed for ``error``. ``latency_ms`` is how long the version took, if one was
-    asked.
+    asked. ``step`` is the rollout step in whose counters it was counted, if in any.
     """
 
     origin: Origin
@@ -83,6 +87,21 @@ class Entry(NamedTuple):
     predictions: Sequence[float] | None
     probabilities: Sequence[float] | None
     latency_ms: float | None
+    step: str | None = None
+
+
+class Counted(NamedTuple):
+    """An entry with its place among the model's entries of this process, and when it was counted.
+
+    ``sequence`` starts at 1; ``counted_us`` grows from one to the next, also where the clock does not.
+    """
+
+    sequence: int
+    counted_us: int
+    entry: Entry
+
+
+_NONE_YET = (0, 0)
 
 
 class PredictionWriter:
@@ -90,7 +109,8 @@ class PredictionWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting: dict[tuple[str, tuple[tuple[str, str], ...]], list[Entry]] = defaultdict(list)
+        self._waiting: dict[tuple[str, tuple[tuple[str, str], ...]], list[Counted]] = defaultdict(list)
+        self._last: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -105,11 +125,15 @@ class PredictionWriter:
         self._thread.start()
 
     def add(self, model: str, entry: Entry) -> None:
+        """Called when the entry was counted. One that is dropped leaves a gap in the sequence."""
+        sequence, counted_us = self._last.get(model, _NONE_YET)
+        sequence, counted_us = last = sequence + 1, max(counted_us + 1, time.time_ns() // 1000)
+        self._last[model] = last
         if self.queued >= MAX_WAITING:
             self.dropped += 1
             return
         with self._lock:
-            self._waiting[model, entry.origin.columns].append(entry)
+            self._waiting[model, entry.origin.columns].append(Counted(sequence, counted_us, entry))
             self.queued += 1
         if self.queued == FLUSH_ROWS:
             self._wake.set()
@@ -142,10 +166,11 @@ class PredictionWriter:
             with self._lock:
                 self.queued -= len(entries)
 
-    def _write(self, model: str, columns: tuple[tuple[str, str], ...], entries: list[Entry]) -> None:
-        by_day: dict[str, list[Entry]] = defaultdict(list)
-        for entry in entries:
-            by_day[datetime.fromtimestamp(entry.origin.at_us // 1_000_000, UTC).strftime("%Y-%m-%d")].append(entry)
+    def _write(self, model: str, columns: tuple[tuple[str, str], ...], entries: list[Counted]) -> None:
+        by_day: dict[str, list[Counted]] = defaultdict(list)
+        for counted in entries:
+            at_s = counted.entry.origin.at_us // 1_000_000
+            by_day[datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d")].append(counted)
         for day, group in by_day.items():
             folder = self._folder / model / f"day={day}"
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -158,11 +183,11 @@ class PredictionWriter:
             self.written += table.num_rows
 
 
-def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa.Table:
+def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Counted]) -> pa.Table:
     """One row for each row that was asked, inputs as ``x_<name>``."""
     facts: list[tuple[Any, ...]] = []
     values: list[Sequence[Any]] = []
-    for entry in entries:
+    for sequence, counted_us, entry in entries:
         origin, predictions, probabilities = entry.origin, entry.predictions, entry.probabilities
         for row, (key, event_time_us) in enumerate(zip(origin.keys, origin.event_times_us, strict=True)):
             facts.append(
@@ -184,6 +209,9 @@ def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Entry]) -> pa
                     predictions[row] if predictions else None,
                     probabilities[row] if probabilities else None,
                     entry.latency_ms,
+                    sequence,
+                    counted_us,
+                    entry.step,
                 )
             )
         values.extend(origin.rows)

@@ -122,6 +122,10 @@ class Served:
         """Where to count what happened to a request that came under ``effect``; nowhere once its release is over."""
         return self.evidence.tallies(version, role) if effect.release == self.effect.release else ()
 
+    def step_of(self, effect: Effect) -> str | None:
+        """The step in whose counters a request that came under ``effect`` is counted now; ``None``: in no step's."""
+        return self.effect.route.step if effect.release == self.effect.release else None
+
     def must_go(self, version: str) -> Ejection | None:
         """Whether the candidate has just passed one of the route's limits; if so it gets no further request."""
         candidate, route = self.effect.candidate, self.effect.route

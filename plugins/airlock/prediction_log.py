@@ -11,7 +11,11 @@ row that a version was asked, or that something else answered because no version
 - ``role``: ``served`` or ``shadow``;
 - ``fallback``: null where the version that was chosen answered; otherwise who stood in for it: ``champion``, ``cache``
   (an earlier answer of the champion to the same inputs, as the champion's), ``rule`` or ``default``;
-- ``error``, ``prediction``, ``probability``, ``latency_ms``, ``day``, and the inputs as used, ``x_<name>``.
+- ``error``, ``prediction``, ``probability``, ``latency_ms``, ``day``, and the inputs as used, ``x_<name>``;
+- ``sequence``: the entry's place among those of the model that one gateway process counted, from 1, the same for all
+  rows of a request; a gap is an entry that was lost. ``counted_at`` is when it was counted, which for shadow scoring is
+  later than the request, and ``step`` the rollout step in whose counters, null where in none's. All three are null in
+  files of gateways that did not write them yet.
 
 A version that failed left its ``error`` and no prediction; who stood in for it is another row of the same
 ``request_id``. What a version was chosen for and answered itself is ``role = 'served' AND fallback IS NULL``.
@@ -34,7 +38,10 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("at", "event_time", "key", "request_id", "row", "generation", "release", "pin", "routing_key"),
     *("version", "variant", "role", "fallback", "error", "prediction", "probability", "latency_ms"),
+    *("sequence", "counted_at", "step"),
 )
+_NEWER = {"sequence": "BIGINT", "counted_at": "TIMESTAMP WITH TIME ZONE", "step": "VARCHAR"}
+"""Columns that files of older gateways lack."""
 WHEN = 'coalesce(event_time, "at")'
 """The time that a row counts for, in SQL: the event's own where the request named it."""
 
@@ -70,7 +77,7 @@ def read(
     sql = f'SELECT {wanted} FROM log WHERE {where} ORDER BY {WHEN}, "at", request_id, "row", role'  # noqa: S608
     import duckdb
 
-    with _open(source) as connection:
+    with _open(source, newer=not _NEWER.keys().isdisjoint(columns or ())) as connection:
         try:
             frame: pd.DataFrame = connection.execute(sql, values).df()
         except duckdb.BinderException as error:
@@ -101,17 +108,19 @@ def days(settings: Settings, model: str) -> tuple[date, ...]:
     return tuple(date.fromisoformat(name.removeprefix("day=")) for name in names)
 
 
-def _open(source: str) -> duckdb.DuckDBPyConnection:
-    """A connection with the files as the view ``log``."""
+def _open(source: str, *, newer: bool = False) -> duckdb.DuckDBPyConnection:
+    """A connection with the files as the view ``log``; with ``newer`` columns as nulls where no file has them."""
     import duckdb
 
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     path = source.replace("'", "''")
     # Versions may differ in their inputs: columns are matched by name, and what a file lacks is NULL.
-    connection.execute(
-        f"CREATE VIEW log AS SELECT * FROM read_parquet('{path}', union_by_name = true, hive_partitioning = true)"  # noqa: S608
-    )
+    files, selected = f"read_parquet('{path}', union_by_name = true, hive_partitioning = true)", ["*"]
+    if newer:
+        known = {name for name, *_ in connection.execute(f"DESCRIBE FROM {files}").fetchall()}
+        selected += [f"CAST(NULL AS {kind}) AS {name}" for name, kind in _NEWER.items() if name not in known]
+    connection.execute(f"CREATE VIEW log AS SELECT {', '.join(selected)} FROM {files}")  # noqa: S608
     return connection
 
 

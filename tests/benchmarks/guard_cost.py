@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "bentos")]
 
-from gateway.prediction_writer import Entry, Origin, to_table  # noqa: E402
+from gateway.prediction_writer import Counted, Entry, Origin, to_table  # noqa: E402
 
 from airlock.core.guards import judge, limits_of  # noqa: E402
 from airlock.core.release import Phase, Release  # noqa: E402
@@ -135,7 +135,8 @@ class Traffic:
         self.sequence += 1
         nanoseconds = int(START.timestamp() * 1e9) + self.sequence * 900_000_000
         name = f"part-{nanoseconds}-{os.getpid()}-{self.sequence:06d}.parquet"
-        pq.write_table(to_table(INPUTS, entries), self.folder / name, compression="zstd")
+        counted = [Counted(number, entry.origin.at_us, entry) for number, entry in enumerate(entries, start=1)]
+        pq.write_table(to_table(INPUTS, counted), self.folder / name, compression="zstd")
 
     def _deliver(self, first: int, chance: np.ndarray[Any, Any]) -> None:
         known = self.random.random(chance.size) < 0.9

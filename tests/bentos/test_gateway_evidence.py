@@ -14,6 +14,8 @@ from gateway.evidence import SERVED, SHADOW, Evidence, Kept, read_kept
 from airlock.core.guards import breach
 from airlock.core.route import Bundle, Limit, Route, place
 from airlock.core.tally import GatewayStatus
+from airlock.prediction_log import read
+from airlock.settings import Settings
 from tests.support.gateway_in_process import Running, in_gateway
 from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
 from tests.support.waiting import wait_until_async
@@ -77,6 +79,38 @@ def test_a_step_s_counts_begin_anew_and_the_release_s_go_on(tmp_path: Path, to_s
         assert (status.step, status.total) == ({}, {}), "another release"
 
     in_gateway(tmp_path, body)
+
+
+def test_the_log_says_in_which_step_and_in_which_order_it_was_counted(
+    tmp_path: Path, to_step: Callable[..., Route]
+) -> None:
+    """What came under a step and is scored under the next one counts there; what a release left behind, nowhere."""
+    publish(tmp_path, to_step("canary_5"))
+
+    async def body(gateway: Running) -> None:
+        await gateway.ask()
+        await gateway.until(compared(1))
+        served = gateway.gateway.served("late")
+        old = served.effect
+        publish(tmp_path, to_step("canary_25", 2))
+        await gateway.until(lambda s: s.generation == 2)
+        assert served.step_of(old) == "canary_25"
+        await gateway.ask()
+        await gateway.until(compared(2))
+        publish(tmp_path, to_step("canary_5", 3, release="r2"))
+        await gateway.until(lambda s: s.generation == 3)
+        assert served.step_of(old) is None
+
+    in_gateway(tmp_path, body)
+    settings = Settings(tmp_path, tmp_path, *["http://127.0.0.1:9"] * 3, "sqlite://")
+    rows = read(settings, "late", columns=["sequence", "step", "version", "role"], roles=("served", "shadow"))
+    told = [tuple(row) for row in rows.sort_values("sequence").to_numpy()]
+    assert told == [
+        (1, "canary_5", "2", "served"),
+        (2, "canary_5", "1", "shadow"),
+        (3, "canary_25", "2", "served"),
+        (4, "canary_25", "1", "shadow"),
+    ]
 
 
 def test_a_restart_goes_on_where_the_stop_was(tmp_path: Path, to_step: Callable[..., Route]) -> None:
