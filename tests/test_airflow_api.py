@@ -10,7 +10,7 @@ import pytest
 
 from airlock import airflow_api
 from airlock.airflow_api import AirflowApi
-from airlock.core.errors import AirlockError, Conflict, NotFound, Unavailable
+from airlock.core.errors import AirlockError, NotFound, NotPossible, Unavailable
 
 Answer = Callable[[httpx.Request], httpx.Response]
 PASSWORD = "open sesame"
@@ -86,7 +86,7 @@ def test_a_wrong_password_is_told_and_not_tried_again() -> None:
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(404, NotFound), (409, Conflict), (422, AirlockError), (403, AirlockError), (503, Unavailable)],
+    [(404, NotFound), (409, NotPossible), (422, AirlockError), (403, AirlockError), (503, Unavailable)],
 )
 def test_refusals_are_told_apart(status: int, error: type[AirlockError]) -> None:
     api, _ = client(lambda _request: httpx.Response(status, json={"detail": "because"}))

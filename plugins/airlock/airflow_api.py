@@ -1,7 +1,7 @@
 """A small client of Airflow's REST API: start runs, follow them, answer approvals.
 
 Transport failures and server errors become :class:`Unavailable`, a missing thing :class:`NotFound`,
-a second answer to an approval :class:`Conflict`; any other refusal is an :class:`AirlockError` in
+a second answer to an approval :class:`NotPossible`; any other refusal is an :class:`AirlockError` in
 Airflow's words.
 """
 
@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from airlock.core.errors import AirlockError, Conflict, NotFound, Unavailable
+from airlock.core.errors import AirlockError, NotFound, NotPossible, Unavailable
 
 _ATTEMPTS = 4
 _PAGE = 100
@@ -111,7 +111,7 @@ class AirflowApi:
         body = {"dag_run_id": chosen, "logical_date": None, "conf": dict(conf or {})}
         try:
             return Run.model_validate(self._call("POST", f"/dags/{dag_id}/dagRuns", json=body))
-        except Conflict:
+        except NotPossible:
             return self.run(dag_id, chosen)
 
     def run(self, dag_id: str, run_id: str) -> Run:
@@ -165,7 +165,7 @@ class AirflowApi:
         """Answer a question as this client's user.
 
         Raises:
-            Conflict: it was answered already.
+            NotPossible: it was answered already.
         """
         path = (
             f"/dags/{approval.dag_id}/dagRuns/{_quoted(approval.dag_run_id)}"
@@ -267,7 +267,7 @@ def _content(response: httpx.Response, method: str, path: str) -> Any:
     if response.status_code == httpx.codes.NOT_FOUND:
         raise NotFound(message)
     if response.status_code == httpx.codes.CONFLICT:
-        raise Conflict(message)
+        raise NotPossible(message)
     raise AirlockError(message)
 
 

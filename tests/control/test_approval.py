@@ -9,7 +9,7 @@ import pytest
 
 from airlock.control import ReleaseControl
 from airlock.control.approval import Ballot
-from airlock.core.errors import Conflict, NotAllowed
+from airlock.core.errors import Conflict, NotAllowed, NotPossible
 from airlock.core.release import Phase, Release
 from airlock.core.verdict import Status, Verdict
 from airlock.settings import Settings
@@ -67,7 +67,7 @@ def test_one_no_is_enough(two: MakeControl) -> None:
     rejected = control.ledger.release(release.id)
     assert (rejected.phase, rejected.reason) == (Phase.REJECTED, "says bob")
     assert vote(control, release, "bob", yes=False).rejected
-    with pytest.raises(Conflict, match="nobody is asked"):
+    with pytest.raises(NotPossible, match="nobody is asked"):
         vote(control, release, "cat")
 
 
@@ -139,14 +139,14 @@ def test_where_nobody_is_asked_the_spec_approves(make_control: MakeControl) -> N
     control = make_control(approvals={"required": 0})
     release = waiting(control)
     assert control.approve(release.id, actor="spec", reason="asks for none").phase is Phase.APPROVED
-    with pytest.raises(Conflict, match="nobody is asked"):
+    with pytest.raises(NotPossible, match="nobody is asked"):
         vote(control, release, "ann")
 
 
 def test_a_release_that_has_ended_is_not_approved(control: ReleaseControl) -> None:
     release = waiting(control)
     control.expire(release.id, reason="nobody answered within 24 h")
-    with pytest.raises(Conflict, match="rejected and cannot approve"):
+    with pytest.raises(NotPossible, match="rejected and cannot approve"):
         control.approve(release.id, actor="eve", reason="late")
 
 
@@ -164,10 +164,10 @@ def before_promotion(make_control: MakeControl) -> tuple[ReleaseControl, Release
 
 def test_an_approval_before_the_promotion_must_be_complete(make_control: MakeControl) -> None:
     control, release = before_promotion(make_control)
-    with pytest.raises(Conflict, match=r"2 people said yes .* so far: nobody"):
+    with pytest.raises(NotPossible, match=r"2 people said yes .* so far: nobody"):
         control.promote(release.id)
     vote(control, release, "ann")
-    with pytest.raises(Conflict, match="so far: ann"):
+    with pytest.raises(NotPossible, match="so far: ann"):
         control.promote(release.id)
     vote(control, release, "bob")
     standing = control.ledger.release(release.id)
@@ -179,7 +179,7 @@ def test_a_first_version_waits_for_its_approval_before_the_promotion_too(make_co
     control = make_control(approvals={"required": 1, "before": "promotion"})
     release = waiting(control)
     control.approve(release.id, actor="spec", reason="asked later")
-    with pytest.raises(Conflict, match="so far: nobody"):
+    with pytest.raises(NotPossible, match="so far: nobody"):
         control.promote(release.id)
     assert vote(control, release, "ann", yes=False).rejected
     assert control.ledger.release(release.id).phase is Phase.REJECTED

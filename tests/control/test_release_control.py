@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from airlock.control import ReleaseControl
-from airlock.core.errors import Conflict, NotFound
+from airlock.core.errors import NotFound, NotPossible, NotYet
 from airlock.core.release import Phase, Release
 from airlock.core.verdict import Status, Verdict
 from airlock.settings import Settings
@@ -73,9 +73,9 @@ def test_a_shadow_only_rollout_completes_and_promotes_nothing(make_control: Make
     promoted(make_control(), "1")
     control = make_control(rollout={"plan": "shadow_only"})
     release = in_step(control, "2", "shadow")
-    with pytest.raises(Conflict, match="shadow_only: that promotes nothing"):
+    with pytest.raises(NotPossible, match="shadow_only: that promotes nothing"):
         control.promote(release.id)
-    with pytest.raises(Conflict, match="not let through shadow"):
+    with pytest.raises(NotPossible, match="not let through shadow"):
         control.complete(release.id)
     held(control, release)
     assert control.complete(release.id).phase is Phase.COMPLETED
@@ -108,7 +108,7 @@ def test_doing_it_twice_changes_nothing(control: ReleaseControl, settings: Setti
 def test_no_step_is_left_out_but_the_shadow(control: ReleaseControl, settings: Settings) -> None:
     promoted(control, "1")
     release = in_step(control, "2", "warm_up")
-    with pytest.raises(Conflict, match="canary_5 comes before canary_100"):
+    with pytest.raises(NotPossible, match="canary_5 comes before canary_100"):
         control.enter(release.id, "canary_100")
     control.enter(release.id, "canary_5")
     assert control.enter(release.id, "shadow").step == "canary_5"
@@ -131,7 +131,7 @@ def test_promotion_before_the_last_step_is_refused(control: ReleaseControl) -> N
     promoted(control, "1")
     release = in_step(control, "2", "canary_5")
     held(control, release)
-    with pytest.raises(Conflict, match="after canary_100 only"):
+    with pytest.raises(NotPossible, match="after canary_100 only"):
         control.promote(release.id)
 
 
@@ -143,7 +143,7 @@ def test_a_last_step_that_was_only_entered_promotes_nothing(
     release = in_step(control, "2", "canary_100")
     if found is not None:
         held(control, release, found)
-    with pytest.raises(Conflict, match="not let through canary_100"):
+    with pytest.raises(NotPossible, match="not let through canary_100"):
         control.promote(release.id)
     assert on_disk(settings).champion == "1"
 
@@ -153,7 +153,7 @@ def test_every_limit_must_have_been_judged(make_control: MakeControl) -> None:
     release = in_step(make_control(), "2", "canary_100")
     held(make_control(), release)
     stricter = make_control(guards=[ERRORS, {"kind": "latency", "max_p99_ms": 20}])
-    with pytest.raises(Conflict, match="no verdict of latency_p99"):
+    with pytest.raises(NotPossible, match="no verdict of latency_p99"):
         stricter.promote(release.id)
 
 
@@ -171,7 +171,7 @@ def test_promotion_by_hand_goes_past_nothing_that_failed(control: ReleaseControl
     control.promote_now(release.id, actor="ann", reason="hurry")
     for status in (Status.ERROR, Status.FAIL):
         held(control, release, status)
-        with pytest.raises(Conflict, match="not let through"):
+        with pytest.raises(NotPossible, match="not let through"):
             control.promote(release.id)
     held(control, release, Status.INCONCLUSIVE)
     assert control.promote(release.id).phase is Phase.PROMOTED
@@ -182,7 +182,7 @@ def test_a_paused_release_is_not_promoted(control: ReleaseControl) -> None:
     release = in_step(control, "2", "canary_100")
     held(control, release)
     control.pause(release.id, actor="ann", reason="look first")
-    with pytest.raises(Conflict, match="paused in canary_100"):
+    with pytest.raises(NotYet, match="paused in canary_100"):
         control.promote(release.id)
 
 
@@ -195,7 +195,7 @@ def test_a_gate_that_was_opened_without_a_pass_keeps_a_version_back_unless_it_is
     if dry_run:
         assert control.promote(release.id).phase is Phase.PROMOTED
     else:
-        with pytest.raises(Conflict, match=r"calibration: 0\.2 off"):
+        with pytest.raises(NotPossible, match=r"calibration: 0\.2 off"):
             control.promote(release.id)
 
 
@@ -204,11 +204,11 @@ def test_a_gate_of_the_spec_that_gave_no_verdict_keeps_a_version_back(
     control: ReleaseControl, verdicts: list[Verdict]
 ) -> None:
     first = opened(control, "1", verdicts=verdicts)
-    with pytest.raises(Conflict, match="has no verdict of finite"):
+    with pytest.raises(NotPossible, match="has no verdict of finite"):
         control.promote(first.id)
     promoted(control, "2")
     later = opened(control, "3", verdicts=verdicts)
-    with pytest.raises(Conflict, match="has no verdict of finite"):
+    with pytest.raises(NotPossible, match="has no verdict of finite"):
         control.enter(later.id, "warm_up")
 
 
@@ -216,15 +216,15 @@ def test_a_version_that_was_judged_against_another_champion_gets_no_traffic(cont
     promoted(control, "1")
     stale = opened(control, "2")
     promoted(control, "3")
-    with pytest.raises(Conflict, match="when version 1 was the champion, by now it is version 3"):
+    with pytest.raises(NotPossible, match="when version 1 was the champion, by now it is version 3"):
         control.enter(stale.id, "warm_up")
 
 
 def test_a_step_of_a_promoted_release_says_that_it_was_promoted(control: ReleaseControl) -> None:
     release = promoted(control, "1")
-    with pytest.raises(Conflict, match="promoted cannot step"):
+    with pytest.raises(NotPossible, match="promoted cannot step"):
         control.enter(release.id, "canary_5")
-    with pytest.raises(Conflict, match="stands in no step"):
+    with pytest.raises(NotPossible, match="stands in no step"):
         control.observe(release.id, None)
 
 
@@ -232,7 +232,7 @@ def test_a_rejected_release_gets_no_traffic(control: ReleaseControl) -> None:
     promoted(control, "1")
     release = control.open("2", bento("2"), actor="ann", key="k")
     control.reject(release.id, actor="bob", reason="no")
-    with pytest.raises(Conflict, match="rejected cannot warm_up"):
+    with pytest.raises(NotPossible, match="rejected cannot warm_up"):
         control.enter(release.id, "warm_up")
 
 
@@ -240,7 +240,7 @@ def test_two_releases_at_once_are_refused(control: ReleaseControl) -> None:
     promoted(control, "1")
     first, second = opened(control, "2"), opened(control, "3")
     control.enter(first.id, "warm_up")
-    with pytest.raises(Conflict, match="on its way"):
+    with pytest.raises(NotYet, match="on its way"):
         control.enter(second.id, "warm_up")
     current = control.current("m")
     assert current is not None
@@ -321,7 +321,7 @@ def test_a_version_is_promoted_before_its_labels_and_confirmed_by_them(
     assert on_disk(settings).champion == aliases.names["champion"] == "2"
     assert control.promote(release.id) == release
     assert control.judge_late(release.id, labels(0.1, 20)).action == "wait"
-    with pytest.raises(Conflict, match="stays provisional"):
+    with pytest.raises(NotYet, match="stays provisional"):
         control.confirm(release.id, reason="impatience")
     decision = control.judge_late(release.id, labels(0.1))
     assert decision.action == "advance"
@@ -360,7 +360,7 @@ def test_without_provisional_promotion_labels_are_waited_for(make_control: MakeC
     control = make_control(guards=[ERRORS, LABELS], rollout={"provisional": False})
     release = in_step(control, "2", "canary_100")
     assert control.observe(release.id, seen(on_disk(settings))).action == "wait"
-    with pytest.raises(Conflict, match="not let through"):
+    with pytest.raises(NotPossible, match="not let through"):
         control.promote(release.id)
     assert control.observe(release.id, seen(on_disk(settings)), labels(0.1)).action == "advance"
     assert control.promote(release.id).phase is Phase.PROMOTED
@@ -380,16 +380,16 @@ def test_what_was_ejected_after_it_was_judged_goes_no_further(control: ReleaseCo
     settings.ejections.mkdir()
     written = settings.ejections / "m.json"
     written.write_text(ejection(release).model_dump_json())
-    with pytest.raises(Conflict, match="ejected version 2 meanwhile: 9 of 50"):
+    with pytest.raises(NotPossible, match="ejected version 2 meanwhile: 9 of 50"):
         control.enter(release.id, "canary_100")
     written.unlink()
     control.enter(release.id, "canary_100")
     held(control, release)
     written.write_text(ejection(release).model_dump_json())
-    with pytest.raises(Conflict, match="ejected version 2 meanwhile"):
+    with pytest.raises(NotPossible, match="ejected version 2 meanwhile"):
         control.promote(release.id)
     written.write_text("{ torn")
-    with pytest.raises(Conflict, match="does not say what the gateway ejected"):
+    with pytest.raises(NotPossible, match="does not say what the gateway ejected"):
         control.promote(release.id)
     written.write_text(ejection(release.model_copy(update={"id": "another"})).model_dump_json())
     assert control.promote(release.id).phase is Phase.PROMOTED

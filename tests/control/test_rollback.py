@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from airlock.control import ReleaseControl
-from airlock.core.errors import Conflict, NotFound
+from airlock.core.errors import NotFound, NotPossible
 from airlock.core.release import Phase
 from airlock.settings import Settings
 from tests.support.control import (
@@ -40,7 +40,7 @@ def test_every_way_out_gives_all_traffic_to_the_champion(
     }
     act, phase = ways[way]
     if way in {"reject", "expire"} and not step.startswith("canary"):
-        with pytest.raises(Conflict, match=f"cannot {way}"):
+        with pytest.raises(NotPossible, match=f"cannot {way}"):
             act()
         return
     act()
@@ -73,9 +73,9 @@ def test_a_promoted_release_is_not_rolled_back_from_under_its_traffic(
     control: ReleaseControl, settings: Settings
 ) -> None:
     release = promoted(control, "1")
-    with pytest.raises(Conflict, match="airlock rollback m"):
+    with pytest.raises(NotPossible, match="airlock rollback m"):
         control.roll_back(release.id, reason="a late trigger")
-    with pytest.raises(Conflict, match="promoted cannot abort"):
+    with pytest.raises(NotPossible, match="promoted cannot abort"):
         control.abort(release.id, actor="ann", reason="no")
     champion = control.ledger.champion("m")
     assert champion is not None

@@ -9,7 +9,7 @@ import pytest
 
 from airlock.control import ReleaseControl
 from airlock.core.decide import Evidence, decide
-from airlock.core.errors import Conflict, NotFound
+from airlock.core.errors import NotFound, NotPossible, NotYet
 from airlock.core.release import Phase, Release
 from airlock.core.segment import Condition, Pin
 from airlock.settings import Settings
@@ -53,7 +53,7 @@ def test_steering_writes_a_generation_that_wakes_up_and_changes_no_share(
 def test_steering_reaches_only_what_is_on_its_way(control: ReleaseControl, event: str) -> None:
     release = promoted(control, "1")
     act = STEERED.get(event) or (lambda control, release: getattr(control, event)(release.id, actor="a", reason="b"))
-    with pytest.raises(Conflict, match=f"promoted cannot {event}"):
+    with pytest.raises(NotPossible, match=f"promoted cannot {event}"):
         act(control, release)
 
 
@@ -118,9 +118,9 @@ def test_an_abort_is_told_with_who_and_why(control: ReleaseControl) -> None:
 
 def test_a_first_version_can_be_steered_before_there_is_any_route(control: ReleaseControl) -> None:
     release = opened(control, "1")
-    with pytest.raises(Conflict, match="approved cannot pause"):
+    with pytest.raises(NotPossible, match="approved cannot pause"):
         control.pause(release.id, actor="ann", reason="look")
-    with pytest.raises(Conflict, match="no champion yet"):
+    with pytest.raises(NotYet, match="no champion yet"):
         control.pin(pin("beta", "1"), actor="ann", reason="try")
 
 

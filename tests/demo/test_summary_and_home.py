@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from airlock.core.errors import Conflict
+from airlock.core.errors import NotPossible
 from airlock.demo.home import fresh_home
 from airlock.demo.progress import Progress, shares
 from airlock.demo.summary import Act, Champion, Client, Rollback, RouteChange, Summary, quantile_ms
@@ -67,7 +67,7 @@ def test_a_demo_empties_its_own_folder_only(tmp_path: Path) -> None:
 
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(Conflict, match="--home"):
+    with pytest.raises(NotPossible, match="--home"):
         fresh_home(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -16,7 +16,7 @@ from typing import Self
 import pytest
 
 from airlock.control.projection import read_route
-from airlock.core.errors import Conflict
+from airlock.core.errors import Conflict, NotPossible
 from airlock.core.release import Event, Phase
 from airlock.core.tally import GatewayStatus
 from tests.faults.conftest import Injected
@@ -77,7 +77,7 @@ def in_turn(points: Points, tasks: list[Task], barrier: Barrier) -> list[str]:
         barrier.wait(WAIT_S)
         try:
             do(None, world, action, release)
-        except Conflict as error:
+        except (Conflict, NotPossible) as error:
             outcomes.append(type(error).__name__)
         else:
             outcomes.append("done")
@@ -106,7 +106,7 @@ def test_f4_two_versions_are_promoted_at_once(
         one.append((world, "promote", world.opened("1").id))
         other.append((world, "promote", world.opened("2").id))
     outcomes = at_once(start, one, other)
-    assert {tuple(sorted(outcome)) for outcome in outcomes} == {("Conflict", "done")}
+    assert {tuple(sorted(outcome)) for outcome in outcomes} == {("NotPossible", "done")}
     for world, _, _ in one:
         world.require_sound()
         assert len(world.happened(Event.PROMOTE)) == 1
@@ -133,7 +133,7 @@ def test_f4_a_promotion_meets_something_else(
         if against == "promote":
             assert (outcome, promoted, route.champion) == (("done", "done"), 1, "3")
         elif against == "abort":
-            assert sorted(outcome) == ["Conflict", "done"]
+            assert sorted(outcome) == ["NotPossible", "done"]
             assert (promoted, route.champion) == ((1, "3") if outcome[0] == "done" else (0, "1"))
         else:
             assert (outcome[1], route.champion) == ("done", "1")

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from airlock.core.errors import Conflict
+from airlock.core.errors import NotPossible
 from airlock.core.release import Event, Phase
 from airlock.core.tally import GatewayStatus
 from tests.faults.conftest import Injected
@@ -75,7 +75,7 @@ def test_f7_nobody_is_in_control_of_a_bake(
         assert {answer["version"] for answer in client.answers[seen + 2 :]} == {"1"}
         assert status.share == 0
         assert world.ledger.release(release.id).phase is Phase.CANARY, "the ledger knows nothing of it yet"
-        with pytest.raises(Conflict, match="the gateway ejected version 2 meanwhile"):
+        with pytest.raises(NotPossible, match="the gateway ejected version 2 meanwhile"):
             world.control().enter(release.id, "canary_100")
         assert [repair.kind for repair in world.reconciled()] == ["ejection"]
         assert world.require_sound().weights == {"1": 100.0}

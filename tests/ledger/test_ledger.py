@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy.exc
 
-from airlock.core.errors import Conflict, NotFound
+from airlock.core.errors import Conflict, NotFound, NotPossible
 from airlock.core.release import Event, Phase
 from airlock.core.verdict import Status, Verdict
 from airlock.ledger import Ledger
@@ -134,7 +134,7 @@ def test_verdicts_come_back_as_they_were(ledger: Ledger) -> None:
 def test_a_route_whose_champion_was_never_promoted_is_not_taken_for_no_champion(ledger: Ledger) -> None:
     opened = ledger.open(release(), key="k", actor="ann")
     ledger.transition(opened, Event.APPROVE, actor="bob", reason="yes", now=NOW, route=route(1))
-    with pytest.raises(Conflict, match="no promoted release"):
+    with pytest.raises(NotPossible, match="no promoted release"):
         ledger.champion("m")
 
 

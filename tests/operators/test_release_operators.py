@@ -12,7 +12,6 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from airlock import assets
 from airlock.control import ReleaseControl
-from airlock.core.errors import Conflict
 from airlock.core.release import Phase, Release
 from airlock.ledger import Ledger
 from airlock.operators.release import (
@@ -179,7 +178,7 @@ class TestPromoteAndBack:
     ) -> None:
         release = opened(control, "2")
         control.enter(release.id, "warm_up")
-        with pytest.raises(Conflict, match="after canary_100 only"):
+        with pytest.raises(AirflowFailException, match="after canary_100 only"):
             PromoteOperator(task_id="promote", dag=dag, model="toy", release=release.id).execute(make_context())  # type: ignore[arg-type]
 
     def test_teardown_takes_an_unfinished_release_off_traffic(
@@ -283,7 +282,7 @@ class TestPromoteAndBack:
         for step in ("warm_up", "shadow"):
             control.enter(release.id, step)
         complete = CompleteReleaseOperator(task_id="complete", dag=dag, model="toy", release=release.id)
-        with pytest.raises(Conflict, match="was not let through shadow"):
+        with pytest.raises(AirflowFailException, match="was not let through shadow"):
             complete.execute(make_context())  # type: ignore[arg-type]
         standing = control.ledger.release(release.id)
         control.ledger.record(standing, [HELD], step="shadow", now=standing.entered_at)

@@ -127,14 +127,14 @@ def conclude(
 
 def _decided(found: Report, forced: str | None, reason: str) -> tuple[str, str]:
     """What is done, and the reason that the ledger keeps."""
-    from airlock.core.errors import Conflict
+    from airlock.core.errors import NotYet
     from airlock.core.verdict import Status
 
     conclusion = found.conclusion
     if forced is not None:
         return forced, f"{reason} (decided by hand; the experiment said: {conclusion.reason})"
     if conclusion.status not in (Status.PASS, Status.FAIL):
-        raise Conflict(
+        raise NotYet(
             f"the experiment of {found.model} version {found.version} is {conclusion.status}: {conclusion.reason}. "
             "Wait, or decide yourself: --promote or --keep, with --reason"
         )
@@ -142,12 +142,12 @@ def _decided(found: Report, forced: str | None, reason: str) -> tuple[str, str]:
 
 
 def _require_running(current: Release | None, found: Report) -> None:
-    from airlock.core.errors import Conflict
+    from airlock.core.errors import NotPossible
     from airlock.steps.experiment import STEP
 
     if current is None or current.id != found.release or current.step != STEP:
         where = f"release {current.id} stands in {current.step or current.phase}" if current else "no release is going"
-        raise Conflict(
+        raise NotPossible(
             f"the experiment of {found.model} version {found.version} (release {found.release}) is over: it is "
             f"{found.phase} and {where}; there is nothing to conclude"
         )

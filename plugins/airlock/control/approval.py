@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from airlock.control.rollback import Rollbacks
 from airlock.control.turn import CONTROLLER, Turn
 from airlock.core.decide import evidence_digest
-from airlock.core.errors import Conflict, NotAllowed
+from airlock.core.errors import Conflict, NotAllowed, NotPossible
 from airlock.core.release import TERMINAL, Event, Phase, Release
 from airlock.ledger.ledger import GATES
 
@@ -56,7 +56,8 @@ class Approvals(Rollbacks):
 
         Raises:
             NotAllowed: the person is the author where the spec forbids that, or not among the approvers.
-            Conflict: the evidence is not what was answered to, or the release has ended.
+            Conflict: the evidence is not what was answered to by now.
+            NotPossible: nobody is asked about the release any more.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
@@ -64,7 +65,9 @@ class Approvals(Rollbacks):
             if not self._asked_now(release):
                 if any(vote.actor == actor for vote in self.ledger.votes(release_id)):
                     return before
-                raise Conflict(f"release {release.id} is {release.phase} ({release.reason}): nobody is asked about it")
+                raise NotPossible(
+                    f"release {release.id} is {release.phase} ({release.reason}): nobody is asked about it"
+                )
             if why := self._forbidden(release, actor):
                 raise NotAllowed(why)
             if evidence != self.evidence(release_id):
@@ -83,12 +86,12 @@ class Approvals(Rollbacks):
         """Let a release on whose approval nobody has to give, or give ``actor``'s yes to the evidence as it is now.
 
         Raises:
-            Conflict: it was rejected or rolled back meanwhile.
+            NotPossible: it was rejected or rolled back meanwhile.
             NotAllowed: as for ``vote``.
         """
         release = self.ledger.release(release_id)
         if release.phase in TERMINAL:
-            raise Conflict(f"release {release.id} is {release.phase} and cannot approve: {release.reason}")
+            raise NotPossible(f"release {release.id} is {release.phase} and cannot approve: {release.reason}")
         if self._asked_now(release):
             self.vote(release_id, actor=actor, yes=True, reason=reason, evidence=self.evidence(release_id))
         elif release.phase is Phase.OPENED:
@@ -108,14 +111,14 @@ class Approvals(Rollbacks):
         """Refuse to go on without the answers that the spec asks for.
 
         Raises:
-            Conflict: they are not there.
+            NotPossible: they are not there.
         """
         if not self.spec.approvals.required or self.spec.approvals.before != "promotion":
             return
         ballot = self.ballot(release.id)
         if not ballot.approved:
             given = ", ".join(ballot.yes) or "nobody"
-            raise Conflict(
+            raise NotPossible(
                 f"release {release.id} is promoted only after {ballot.required} people said yes to its evidence as it "
                 f"is now; so far: {given}"
             )

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from airlock.core.errors import Conflict, RouteError, Unavailable
+from airlock.core.errors import NotPossible, RouteError, Unavailable
 from airlock.core.release import LIVE, WAITING
 from airlock.core.route import Route, parse_route
 from airlock.core.tally import Ejection
@@ -108,7 +108,7 @@ def read_ejection(folder: Path, model: str) -> Ejection | None:
     """What the gateway ejected last; it outlives the gateway.
 
     Raises:
-        Conflict: nobody can read what it wrote, and so nobody knows who must not answer.
+        NotPossible: nobody can read what it wrote, and so nobody knows who must not answer.
     """
     path = folder / f"{model}.json"
     try:
@@ -116,7 +116,7 @@ def read_ejection(folder: Path, model: str) -> Ejection | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        raise Conflict(f"{path} does not say what the gateway ejected: {error}; repair or remove it") from error
+        raise NotPossible(f"{path} does not say what the gateway ejected: {error}; repair or remove it") from error
 
 
 def show_aliases(ledger: Ledger, model: str, aliases: Aliases) -> None:

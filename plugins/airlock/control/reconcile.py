@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from airlock.control.projection import Aliases, read_ejection, read_route, show_aliases
 from airlock.control.release import ReleaseControl
 from airlock.control.turn import CONTROLLER
-from airlock.core.errors import AirlockError, Conflict
+from airlock.core.errors import AirlockError, Conflict, NotPossible
 from airlock.core.release import LIVE, WAITING, Release
 from airlock.core.route import Route
 from airlock.core.tally import GatewayStatus
@@ -129,7 +129,7 @@ class _Reconciliation:
         ejected = status.ejection if status is not None else None
         try:
             ejected = ejected or read_ejection(self.control.settings.ejections, self.model)
-        except Conflict as error:
+        except NotPossible as error:
             yield Repair(kind="ejection", what=str(error), done=False)
         if ejected is None:
             return

@@ -14,7 +14,7 @@ from airlock.control.projection import read_ejection
 from airlock.control.steering import Steering
 from airlock.control.turn import CONTROLLER
 from airlock.core.decide import Decision, Evidence, decide, decide_late, holds_back
-from airlock.core.errors import Conflict
+from airlock.core.errors import NotPossible, NotYet
 from airlock.core.gates import lacking
 from airlock.core.limits import limits_of
 from airlock.core.refs import BentoRef
@@ -77,7 +77,7 @@ class ReleaseControl(Steering, Approvals):
         with self.turn() as turn:
             champion = self.ledger.champion(self.spec.model)
             if champion is not None and champion.version == version:
-                raise Conflict(f"{self.spec.model} version {version} is the champion already: nothing to release")
+                raise NotPossible(f"{self.spec.model} version {version} is the champion already: nothing to release")
             release = Release(
                 id=new_release_id(),
                 model=self.spec.model,
@@ -99,7 +99,8 @@ class ReleaseControl(Steering, Approvals):
         release is, and no share moves back. One that is paused stays where it is too: enter again when it goes on.
 
         Raises:
-            Conflict: the step is not the next one, the version was judged against another champion, or the gateway
+            NotYet: another release of the model is on its way.
+            NotPossible: the step is not the next one, the version was judged against another champion, or the gateway
                 has ejected it.
         """
         todo = planned(self.spec, step)
@@ -124,7 +125,7 @@ class ReleaseControl(Steering, Approvals):
         aborts it.
 
         Raises:
-            Conflict: the release stands in no step.
+            NotPossible: the release stands in no step.
         """
         decision = self._judged(release_id, status, late)
         if decision.action not in _DECISIVE:
@@ -148,16 +149,18 @@ class ReleaseControl(Steering, Approvals):
         step that was only entered, or whose task was marked as done by hand, promotes nothing.
 
         Raises:
-            Conflict: the release is paused, ejected, not in its last step or not let through it, was opened with a
+            NotYet: the release is paused.
+            NotPossible: the release is ejected, not in its last step or not let through it, was opened with a
                 gate that did not pass, or is not approved where the spec asks for that before the promotion.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
             if release.phase in HELD:
                 return release
+            self._require_going(release)
             last = plan(self.spec)[-1]
             if last.role != "served":
-                raise Conflict(f"{self.spec.model} is rolled out {self.spec.rollout.plan}: that promotes nothing")
+                raise NotPossible(f"{self.spec.model} is rolled out {self.spec.rollout.plan}: that promotes nothing")
             champion = self.ledger.champion(self.spec.model)
             self._require_gates(release)
             if champion is not None:
@@ -190,13 +193,15 @@ class ReleaseControl(Steering, Approvals):
         """End a rollout that promotes nothing, after its shadow.
 
         Raises:
-            Conflict: the release is paused, or was not let through its shadow.
+            NotYet: the release is paused.
+            NotPossible: it was not let through its shadow.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
             if release.phase is Phase.COMPLETED:
                 return release
             next_phase(release.phase, Event.COMPLETE)
+            self._require_going(release)
             self._require_let_through(release, plan(self.spec)[-1])
             reason = f"version {release.version} held in the shadow"
             return self._end(turn, release, Event.COMPLETE, actor=CONTROLLER, reason=reason)
@@ -217,7 +222,7 @@ class ReleaseControl(Steering, Approvals):
         """Make a provisional promotion final.
 
         Raises:
-            Conflict: the ledger does not hold that every guard on labels passed.
+            NotYet: the ledger does not hold that every guard on labels passed.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
@@ -228,7 +233,7 @@ class ReleaseControl(Steering, Approvals):
             needed = {limit.name for limit in limits_of(self.spec) if limit.late}
             passed = {verdict.name for verdict in verdicts if not verdict.holds_back}
             if not needed or needed - passed:
-                raise Conflict(
+                raise NotYet(
                     f"release {release.id} stays provisional: its guards on labels have not all passed; judge its late "
                     "evidence first"
                 )
@@ -239,7 +244,7 @@ class ReleaseControl(Steering, Approvals):
         if release.phase in TERMINAL:
             return Decision(action="roll_back", reason=f"release {release.id} is {release.phase}: {release.reason}")
         if release.phase not in LIVE:
-            raise Conflict(f"release {release.id} is {release.phase}: it stands in no step that could be judged")
+            raise NotPossible(f"release {release.id} is {release.phase}: it stands in no step that could be judged")
         decision = decide(self.spec, release, Evidence(gateway=status, late=late), self.clock())
         if decision.action == "wake":
             # This was read from the ledger just now: it is the gateway that follows something else.
@@ -251,7 +256,7 @@ class ReleaseControl(Steering, Approvals):
         """Whether a step comes after the one that the release stands in.
 
         Raises:
-            Conflict: another one comes in between. Only the shadow may be left out.
+            NotPossible: another one comes in between. Only the shadow may be left out.
             NotFound: the rollout has no step of that name any more.
         """
         standing = planned(self.spec, release.step or "")
@@ -259,54 +264,60 @@ class ReleaseControl(Steering, Approvals):
         names = [each.name for each in plan(self.spec) if each.name not in passed_by]
         at, to = names.index(standing.name), names.index(step.name)
         if to > at + 1:
-            raise Conflict(f"release {release.id} stands in {standing.name}; {names[at + 1]} comes before {step.name}")
+            raise NotPossible(
+                f"release {release.id} stands in {standing.name}; {names[at + 1]} comes before {step.name}"
+            )
         return to > at
 
     def _opponent(self, release: Release) -> VersionRecord:
         """The champion that a release is compared with."""
         champion = self.ledger.champion(self.spec.model)
         if champion is None:
-            raise Conflict(f"{self.spec.model} has no champion to compare {release.version} with: promote it instead")
+            raise NotPossible(
+                f"{self.spec.model} has no champion to compare {release.version} with: promote it instead"
+            )
         # Where people are asked, they are told of a champion that changed, and answers from before do not count.
         told = self.spec.approvals.required and self.ballot(release.id).approved
         if champion.version != release.champion and not told:
-            raise Conflict(
+            raise NotPossible(
                 f"release {release.id} was opened when {_named(release.champion)} was the champion, by now it is "
                 f"{_named(champion.version)}: its gates say nothing about that one, train again"
             )
         others = self.ledger.releases(self.spec.model, phases=LIVE)
         if other := next((other for other in others if other.id != release.id), None):
-            raise Conflict(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
+            raise NotYet(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
         return champion
 
     def _require_not_ejected(self, release: Release) -> None:
         """A guard may have failed since the step was judged: the gateway does not wait to be asked."""
         ejected = read_ejection(self.settings.ejections, self.spec.model)
         if ejected is not None and (ejected.release, ejected.version) == (release.id, release.version):
-            raise Conflict(f"the gateway ejected version {release.version} meanwhile: {ejected.reason}")
+            raise NotPossible(f"the gateway ejected version {release.version} meanwhile: {ejected.reason}")
 
     def _require_gates(self, release: Release) -> None:
         """A gate that was added, or is enforced, since the version was judged has not let it through."""
         if missing := lacking(self.spec.gates, self._newest_verdicts(release, GATES)):
-            raise Conflict(
+            raise NotPossible(
                 f"release {release.id} has no verdict of {', '.join(missing)}: train "
                 f"version {release.version} anew, so that every gate of the spec judges it"
             )
         if back := [verdict for verdict in self._newest_verdicts(release, GATES) if verdict.holds_back]:
             found = "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in back)
-            raise Conflict(f"release {release.id} was opened with gates that did not pass: {found}")
+            raise NotPossible(f"release {release.id} was opened with gates that did not pass: {found}")
+
+    def _require_going(self, release: Release) -> None:
+        if release.phase in LIVE and release.paused:
+            raise NotYet(f"release {release.id} is paused in {release.step} ({release.reason}): resume it first")
 
     def _require_let_through(self, release: Release, last: PlannedStep) -> None:
         self._require_not_ejected(release)
         if release.step != last.name:
-            raise Conflict(
+            raise NotPossible(
                 f"release {release.id} stands in {release.step or release.phase}; it goes on after {last.name} only"
             )
-        if release.paused:
-            raise Conflict(f"release {release.id} is paused in {last.name} ({release.reason}): resume it first")
         verdicts = self._newest_verdicts(release, last.name)
         if why := holds_back(self.spec, last, verdicts, promote_now=release.promote_now):
-            raise Conflict(f"release {release.id} was not let through {last.name}: {why}; run the step's task again")
+            raise NotPossible(f"release {release.id} was not let through {last.name}: {why}; run the step's task again")
 
     def _newest_verdicts(self, release: Release, step: str) -> tuple[Verdict, ...]:
         """The newest verdict of each policy in a step, which a release goes through but once."""

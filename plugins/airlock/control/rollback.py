@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from airlock.control.traffic import Traffic
 from airlock.control.turn import CONTROLLER, Controller, Turn
-from airlock.core.errors import Conflict, NotFound
+from airlock.core.errors import NotFound, NotPossible
 from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Event, Phase, Release, next_phase
 from airlock.core.route import Route
 from airlock.ledger import VersionRecord
@@ -21,13 +21,13 @@ class Rollbacks(Controller):
         """Take a release off traffic: to the champion, or from a provisional champion to the last good version.
 
         Raises:
-            Conflict: it was promoted for good: its traffic goes elsewhere only when somebody says so.
+            NotPossible: it was promoted for good: its traffic goes elsewhere only when somebody says so.
             NotFound: it is the provisional champion, and there is no good version to go back to.
         """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
             if release.phase is Phase.PROMOTED:
-                raise Conflict(
+                raise NotPossible(
                     f"release {release.id} of version {release.version} was promoted; to go back to an earlier version "
                     f"roll back the model: airlock rollback {release.model}"
                 )

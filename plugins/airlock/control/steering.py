@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from airlock.control.rollback import Rollbacks
 from airlock.control.turn import Turn
-from airlock.core.errors import Conflict, NotFound
+from airlock.core.errors import NotFound, NotYet
 from airlock.core.release import LIVE, Event, Release, next_phase
 from airlock.core.route import Route
 from airlock.core.segment import Pin
@@ -120,9 +120,9 @@ class Steering(Rollbacks):
         """The newest route.
 
         Raises:
-            Conflict: the model has none yet.
+            NotYet: the model has none.
         """
         route = self.ledger.route(self.spec.model)
         if route is None:
-            raise Conflict(f"{self.spec.model} has no champion yet: there is no traffic to pin")
+            raise NotYet(f"{self.spec.model} has no champion yet: there is no traffic to pin")
         return route

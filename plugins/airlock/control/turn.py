@@ -167,7 +167,8 @@ class Turn:
         """Move a release on and its traffic with it. The journal also says which pins end with the former route.
 
         Raises:
-            Conflict: the machine forbids it, or somebody else wrote first.
+            Conflict: somebody else wrote first.
+            NotPossible: the machine forbids it.
         """
         ledger = self._controller.ledger
         if route is not None and (former := ledger.route(release.model)) is not None:

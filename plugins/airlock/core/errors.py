@@ -6,8 +6,10 @@ AirlockError
 ├── DataInvalid          data that broke its rules: nothing was trained
 ├── GateRefused          a candidate that did not pass its gates
 ├── ArtifactCorrupt      bytes that are not what their digest says
-├── Conflict             somebody else wrote first (compare-and-set lost)
+├── Conflict             somebody else wrote first, or is at it: look again, then try again
 │   └── Fenced           a write under a lease that ran out or was taken over
+├── NotPossible          what the ledger says rules it out: give up, trying again gives the same answer
+│   └── NotYet           until something else has happened: wait for that
 ├── NotAllowed           somebody who may not decide this
 ├── NotFound             a version, release or model that does not exist
 └── Unavailable          a part of the stack does not answer
@@ -41,11 +43,21 @@ class ArtifactCorrupt(AirlockError):
 
 
 class Conflict(AirlockError):
-    """Somebody else wrote first."""
+    """Somebody else wrote first (compare-and-set lost), or holds the lease. The same call may succeed the next time."""
 
 
 class Fenced(Conflict):
     """A write under a lease that ran out or was taken over; nothing was written."""
+
+
+class NotPossible(AirlockError):
+    """What was asked for cannot be done any more, whoever asks and however often: a release that has ended or stands
+    elsewhere, another champion, a gate that did not pass, an answer that is missing."""
+
+
+class NotYet(NotPossible):
+    """What was asked for can be done once something else has happened. Who knows how to wait for that waits; for
+    everybody else it is as impossible as the rest."""
 
 
 class NotAllowed(AirlockError):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from airlock.core.errors import Conflict, NotFound, SpecError
+from airlock.core.errors import NotFound, NotPossible, SpecError
 from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec, Step
 
@@ -122,13 +122,13 @@ def next_phase(phase: Phase, event: Event) -> Phase:
     """The phase that follows.
 
     Raises:
-        Conflict: the event is not possible in this phase.
+        NotPossible: the event is not possible in this phase.
     """
     try:
         return TRANSITIONS[phase, event]
     except KeyError:
         possible = sorted(e for p, e in TRANSITIONS if p is phase)
-        raise Conflict(
+        raise NotPossible(
             f"a release that is {phase} cannot {event}; possible: {', '.join(possible) or 'nothing, it has ended'}"
         ) from None
 

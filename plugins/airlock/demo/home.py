@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from airlock.core.errors import Conflict
+from airlock.core.errors import NotPossible
 
 _MARK = ".made-by-airlock-demo"
 
@@ -14,11 +14,11 @@ def fresh_home(home: Path) -> bool:
     """Make ``home`` an empty folder of the demo. ``True`` if an earlier demo's state was removed.
 
     Raises:
-        Conflict: the folder holds something that no demo made; nothing was touched.
+        NotPossible: the folder holds something that no demo made; nothing was touched.
     """
     used = home.exists() and any(entry.name not in {"stack", ".stack.lock"} for entry in home.iterdir())
     if used and not (home / _MARK).exists():
-        raise Conflict(
+        raise NotPossible(
             f"{home} holds state that no demo made, and a demo starts by emptying its folder; "
             "choose another one: --home FOLDER"
         )

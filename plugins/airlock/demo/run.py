@@ -14,7 +14,7 @@ from rich.table import Table
 from airlock import settings as environment
 from airlock import specs
 from airlock.airflow_api import AirflowApi
-from airlock.core.errors import AirlockError, Conflict, Unavailable
+from airlock.core.errors import AirlockError, NotPossible, Unavailable
 from airlock.core.spec import ModelSpec
 from airlock.demo.feed import Feed
 from airlock.demo.home import fresh_home
@@ -41,7 +41,7 @@ def demo(console: Console, *, home: Path, port_base: int, speed: float = SPEED) 
     """Play the story in ``home``. The stack stays up while the context is open, and no longer.
 
     Raises:
-        Conflict: the folder is somebody else's, or a stack is up in it.
+        NotPossible: the folder is somebody else's, or a stack is up in it.
         PortTaken, Unavailable: the stack could not be started.
     """
     # The feed, the stack and the recipe in this process must agree on the folder.
@@ -78,7 +78,7 @@ def _prepare(console: Console, stack: Stack, settings: Settings) -> None:
         console.print(f"a demo was killed and left its stack in {settings.home} running: taking it down")
         stack.down()
     elif stack.status().parts:
-        raise Conflict(
+        raise NotPossible(
             f"a stack runs in {settings.home}; end it with Ctrl-C where it was started, "
             f"or with: airlock --home {settings.home} down"
         )

@@ -109,7 +109,8 @@ class Ledger(Reading, Leases, Effects, Votes, Shared):
         ``extended``.
 
         Raises:
-            Conflict: the release or the route changed meanwhile, or the machine forbids the event.
+            Conflict: the release or the route changed meanwhile.
+            NotPossible: the machine forbids the event.
         """
         wanted = dict(changes or {})
         if unknown := sorted(set(wanted) - _CHANGES):

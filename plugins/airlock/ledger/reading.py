@@ -7,7 +7,7 @@ from collections.abc import Collection
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from airlock.core.errors import Conflict
+from airlock.core.errors import NotPossible
 from airlock.core.release import HELD, Phase, Release
 from airlock.core.route import Bundle, Route, parse_route
 from airlock.core.verdict import Verdict
@@ -57,7 +57,7 @@ class Reading(Store):
         """The version that holds production; ``None`` before the first was promoted.
 
         Raises:
-            Conflict: the newest route names a version that no promoted release stands for. To take that for
+            NotPossible: the newest route names a version that no promoted release stands for. To take that for
                 "no champion" would let the next candidate through without a comparison.
         """
         with self._reading(f"reading the champion of {model}") as session:
@@ -68,7 +68,7 @@ class Reading(Store):
         for record in good:
             if record.version == route.champion:
                 return record
-        raise Conflict(
+        raise NotPossible(
             f"{model}: route generation {route.generation} names version {route.champion} as the champion, but the "
             f"ledger has no promoted release of it; see airlock history {model}"
         )

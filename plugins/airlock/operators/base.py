@@ -111,7 +111,8 @@ def refusals_are_final(
 ) -> Callable[Concatenate[T, P], R]:
     """Fail the task without a retry when the answer would be the same again.
 
-    A part of the stack that does not answer, and a lost race, are worth another try.
+    A part of the stack that does not answer (``Unavailable``) and a lost race (``Conflict``) are worth another try;
+    what is not possible is not, and who can wait for it has waited before.
     """
 
     @functools.wraps(execute)

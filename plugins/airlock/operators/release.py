@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airlock.core.errors import GateRefused, NotFound
+from airlock.core.errors import GateRefused, NotFound, NotYet
 from airlock.core.refs import VersionRef
 from airlock.core.release import HELD, TERMINAL, WAITING, Phase, Release
 from airlock.core.verdict import Verdict
@@ -154,41 +154,53 @@ class ReleaseOperator(ModelOperator):
             )
 
 
-class PromoteOperator(ReleaseOperator):
-    """Make the release's version the champion, provisionally where its labels come later.
+class EndReleaseOperator(ReleaseOperator):
+    """Ends a rollout that went well. While somebody has paused the release it waits, without a worker."""
 
-    While somebody has paused the release it waits, without a worker. The outlet's event names the version.
-    """
+    def wait_while_paused(self, paused: NotYet, seen: Mapping[str, Any]) -> NoReturn:
+        """Pause the task until the ledger says something else than it did before (``seen``)."""
+        self.log.info("%s", paused)
+        trigger = LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=self.release_id, seen=seen)
+        self.defer(trigger=trigger, method_name="resume")
 
-    @refusals_are_final
-    def execute(self, context: Context) -> dict[str, Any]:
-        self.link_gateway()
-        release = self.control.ledger.release(self.release_id)
-        self.refuse_ended(release)
-        if release.paused:
-            self.log.info("Paused: %s", release.reason)
-            seen = facts(self.control.ledger, release.id, ("release",))
-            trigger = LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=release.id, seen=seen)
-            self.defer(trigger=trigger, method_name="resume")
-        promoted = self.control.promote(self.release_id)
-        self.announce_champion(context)
-        self.log.info("Version %s is the champion: %s", promoted.version, promoted.phase)
-        return promoted.model_dump(mode="json")
-
-    def resume(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
+    def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Look again: the ledger says whether it was resumed, aborted or taken back."""
         self.log.info("Woken up: %s", event.get("reason"))
         return self.execute(context)
 
 
-class CompleteReleaseOperator(ReleaseOperator):
+class PromoteOperator(EndReleaseOperator):
+    """Make the release's version the champion, provisionally where its labels come later.
+
+    The outlet's event names the version.
+    """
+
+    @refusals_are_final
+    def execute(self, context: Context) -> dict[str, Any]:
+        self.link_gateway()
+        self.refuse_ended(self.control.ledger.release(self.release_id))
+        seen = facts(self.control.ledger, self.release_id, ("release",))
+        try:
+            promoted = self.control.promote(self.release_id)
+        except NotYet as paused:
+            self.wait_while_paused(paused, seen)
+        self.announce_champion(context)
+        self.log.info("Version %s is the champion: %s", promoted.version, promoted.phase)
+        return promoted.model_dump(mode="json")
+
+
+class CompleteReleaseOperator(EndReleaseOperator):
     """End a rollout that promotes nothing, such as one that only shadows, with its verdicts kept."""
 
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
         self.link_gateway()
         self.refuse_ended(self.control.ledger.release(self.release_id))
-        completed = self.control.complete(self.release_id)
+        seen = facts(self.control.ledger, self.release_id, ("release",))
+        try:
+            completed = self.control.complete(self.release_id)
+        except NotYet as paused:
+            self.wait_while_paused(paused, seen)
         self.log.info("Release %s is %s: %s", completed.id, completed.phase, completed.reason)
         return completed.model_dump(mode="json")
 

@@ -10,8 +10,8 @@ from airflow.sdk import Context, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
 
 from airlock.core.decide import Evidence, decide
-from airlock.core.errors import Conflict, NotFound, Unavailable
-from airlock.core.release import HELD, LIVE, Phase, Release, plan, planned
+from airlock.core.errors import Conflict, NotFound, NotYet, Unavailable
+from airlock.core.release import HELD, Phase, Release, plan, planned
 from airlock.core.tally import GatewayStatus, LateEvidence
 from airlock.operators.base import refusals_are_final, triggering_extra
 from airlock.operators.release import ReleaseOperator
@@ -57,9 +57,12 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         if self.step == "warm_up" and self.control.ledger.champion(self.model) is None:
             self._without_champion(context)
             return None
-        if release.phase not in LIVE:
-            self._wait_for_the_way(release)
-        if (entered := self.control.enter(self.release_id, self.step)).step != self.step:
+        seen = facts(self.control.ledger, release.id, ("release", "in_the_way"))
+        try:
+            entered = self.control.enter(self.release_id, self.step)
+        except NotYet as other:
+            self._wait_for_the_way(other, seen)
+        if entered.step != self.step:
             self.log.info("Paused in %s: %s", entered.step, entered.reason)
             self._wait(self._status())
         return self._settle(context)
@@ -91,16 +94,14 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         self.log.info("%s has no champion: the version goes straight to promotion", self.model)
         self._skip_steps(context, lambda _: True)
 
-    def _wait_for_the_way(self, release: Release) -> None:
-        """Wait until no other release has traffic."""
-        seen = facts(self.control.ledger, release.id, ("release", "in_the_way"))
-        if seen["in_the_way"] is not None:
-            self.log.info("Waiting for release %s, which is on its way", seen["in_the_way"])
-            self.defer(
-                trigger=LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=release.id, seen=seen),
-                method_name="resume",
-                timeout=self.spec.rollout.deadline + _SLACK,
-            )
+    def _wait_for_the_way(self, other: NotYet, seen: Mapping[str, Any]) -> NoReturn:
+        """Wait until no other release has traffic. ``seen``: the facts from before, so that no change is missed."""
+        self.log.info("Waiting: %s", other)
+        self.defer(
+            trigger=LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=self.release_id, seen=seen),
+            method_name="resume",
+            timeout=self.spec.rollout.deadline + _SLACK,
+        )
 
     def _settle(self, context: Context) -> dict[str, Any]:
         status, late = self._status(), self._late()
