@@ -382,7 +382,7 @@ def test_a_provisional_version_is_confirmed_by_mature_labels() -> None:
         (None, "nothing is known of label_brier"),
         (labels(*[0.1] * 20), "20 of the 50 labelled answers"),
         (labels(*[0.1] * 100, due=10), "10 of the 50 answers needed are old enough"),
-        (labels(*[0.1] * 100, due=100, labelled=80), "90% must have come"),
+        (labels(*[0.1] * 100, due=100, labelled=80), "provisional: 20% of the labels that are due are missing"),
         (labels(*[0.1] * 100, due=100, labelled=101), "cannot be true"),
     ],
 )
@@ -390,6 +390,94 @@ def test_early_labels_confirm_nothing(late: LateEvidence | None, said: str) -> N
     decision = decide_late(make_spec(LABELS), provisional(), late, NOW)
     assert decision.action == "wait"
     assert said in decision.reason
+
+
+AUC = {"kind": "label_metric", "metric": "roc_auc", "margin": 0.02, "min_requests": 2000}
+
+
+def batches(n: int, *, due: int, labelled: int | None = None) -> LateEvidence:
+    """Batches of 200 labelled answers without a loss."""
+    sums = Sums(n=n, total=0.0, squares=n * 1e-4)
+    came = due if labelled is None else labelled
+    return LateEvidence(until=NOW, answers=5000, due=due, labelled=came, observations={"label_roc_auc": sums})
+
+
+@pytest.mark.parametrize(("due", "action"), [(10, "wait"), (1999, "wait"), (2000, "advance")])
+def test_a_minimum_of_answers_is_not_confirmed_by_as_many_as_there_are_batches(due: int, action: str) -> None:
+    decision = decide_late(make_spec(AUC), provisional(), batches(25, due=due), NOW)
+    assert decision.action == action
+    assert action == "advance" or f"{due} of the 2000 answers" in decision.reason
+
+
+def test_batches_of_fewer_answers_than_asked_for_do_not_pass() -> None:
+    decision = decide_late(make_spec(AUC), provisional(), batches(9, due=5000), NOW)
+    assert "9 of the 10 batches" in decision.reason
+
+
+def with_label(*guards: dict[str, Any], **label: Any) -> ModelSpec:
+    spec = make_spec(*guards)
+    return ModelSpec.model_validate({**spec.model_dump(), "label": {"name": "y", "delay": "6h", **label}})
+
+
+LOG_LOSS = {"kind": "label_metric", "metric": "log_loss", "max": 0.8, "min_requests": 50}
+PAIRED = {"kind": "paired_loss", "metric": "brier", "margin": 0.1, "min_requests": 50}
+
+
+def known(name: str, mean: float, *, due: int, labelled: int) -> LateEvidence:
+    n = labelled
+    sums = Sums(n=n, total=n * mean, squares=n * (mean * mean + 1e-3))
+    return LateEvidence(until=NOW, answers=due, due=due, labelled=labelled, observations={name: sums})
+
+
+@pytest.mark.parametrize(
+    ("guard", "mean", "labelled", "label", "action"),
+    [
+        # 0.9 * 0.1 + 0.1 * 1 = 0.19 of at most 0.25: were every missing answer as wrong as can be, it would still hold.
+        (LABELS, 0.1, 900, {}, "advance"),
+        (LABELS, 0.2, 900, {}, "wait"),
+        (LABELS, 0.2, 900, {"max_missing": 0.1}, "advance"),
+        (LABELS, 0.2, 899, {"max_missing": 0.1}, "wait"),
+        # A tenth that never comes hides a loss of up to 0.1 * 1: more than this margin leaves room for.
+        (PAIRED, 0.01, 900, {}, "wait"),
+        (PAIRED, 0.01, 920, {}, "advance"),
+        (LOG_LOSS, 0.1, 999, {}, "wait"),  # one answer can lose without bound
+        (LOG_LOSS, 0.1, 1000, {}, "advance"),
+        (LOG_LOSS, 0.1, 990, {"max_missing": 0.01}, "advance"),
+        (LOG_LOSS, 0.1, 989, {"max_missing": 0.01}, "wait"),
+    ],
+)
+def test_labels_that_are_missing_count_as_the_worst_unless_their_owner_takes_them_for_like_the_rest(
+    guard: dict[str, Any], mean: float, labelled: int, label: dict[str, Any], action: str
+) -> None:
+    spec = with_label(guard, **label)
+    name = next(limit.name for limit in limits_of(spec) if limit.late)
+    evidence = known(name, mean, due=1000, labelled=labelled)
+    decision = decide_late(spec, provisional(), evidence, NOW)
+    assert decision.action == action
+    if action == "wait":
+        (verdict,) = (verdict for verdict in decision.verdicts if verdict.name == name)
+        assert verdict.status is Status.INCONCLUSIVE
+        assert verdict.details["missing_share"] == pytest.approx(1 - labelled / 1000)
+        assert "provisional" in decision.reason
+        assert "label.max_missing" in decision.reason
+        overdue = decide_late(spec, provisional(), evidence, NOW + late_deadline(spec))
+        assert overdue.action == "roll_back"  # on_deadline
+
+
+def test_the_worst_that_the_missing_labels_could_do_is_told() -> None:
+    decision = decide_late(
+        make_spec(PAIRED), provisional(), known("paired_loss_brier", 0.01, due=1000, labelled=900), NOW
+    )
+    (verdict,) = (verdict for verdict in decision.verdicts if verdict.name == "paired_loss_brier")
+    assert verdict.details["worst_case"] == pytest.approx(0.9 * 0.01 + 0.1 * 1)
+    assert "0.109" in verdict.reason
+
+
+def test_a_canary_that_waits_for_its_labels_waits_for_the_missing_too() -> None:
+    spec = make_spec(PAIRED, provisional=False)
+    for labelled, action in ((900, "wait"), (1000, "advance")):
+        late = known("paired_loss_brier", 0.01, due=1000, labelled=labelled)
+        assert judged(spec, status(), late=late).action == action
 
 
 @pytest.mark.parametrize("phase", [Phase.PROVISIONAL, Phase.CANARY, Phase.PROMOTED])

@@ -325,9 +325,16 @@ class TestLateLimits:
         # Outcomes are worth up to 10: here a stream counts in tens of them.
         scale = 10 if name == "business_revenue" and status is Status.FAIL else 1
         sums = Sums(n=sums.n, total=sums.total * scale, squares=sums.squares * scale**2)
-        (verdict,) = (v for v in judge(self.wanted, Tally(), Tally(), late=late(**{name: sums})) if v.name == name)
+        evidence = late(due=1000, labelled=1000, **{name: sums})
+        (verdict,) = (v for v in judge(self.wanted, Tally(), Tally(), late=evidence) if v.name == name)
         assert verdict.status is status
-        assert verdict.details == {"answers": 1000, "due": 900, "labelled": 700, "label_share": pytest.approx(7 / 9)}
+        assert verdict.details.items() >= {"answers": 1000, "due": 1000, "labelled": 1000, "label_share": 1.0}.items()
+        assert "labels have come for 1000 of the 1000 answers whose label is due (100%)" in verdict.reason
+
+    def test_the_share_of_the_labels_is_told(self) -> None:
+        evidence = late(paired_loss_brier=stream(2000, 0.0))
+        (verdict,) = judge(limits(PAIRED), Tally(), Tally(), late=evidence)
+        assert verdict.details["label_share"] == pytest.approx(7 / 9)
         assert "labels have come for 700 of the 900 answers whose label is due (77.8%)" in verdict.reason
 
     def test_labels_that_are_not_due_yet(self) -> None:

@@ -18,15 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from airlock.core.guard_words import come
 from airlock.core.guards import judge, limits_of
 from airlock.core.release import Phase, PlannedStep, Release, planned
-from airlock.core.route import Limit
-from airlock.core.spec import LabelMetricGuard, ModelSpec, PairedLossGuard, written
+from airlock.core.spec import ModelSpec, written
 from airlock.core.tally import GatewayStatus, LateEvidence, Tally
 from airlock.core.verdict import Status, Verdict
-
-MATURE_SHARE = 0.9
-"""The share of the due labels that must have come before a provisional version counts as judged. Those that come
-early are not like those that come late; a tenth may be lost for good."""
-
 
 EJECTED = "gateway"
 """The name of the verdict that stands for an ejection by the gateway."""
@@ -136,10 +130,9 @@ def late_deadline(spec: ModelSpec) -> timedelta:
 def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None, now: datetime) -> Decision:
     """Judge what labels and outcomes say of a version by now: ``roll_back``, ``wait``, or ``advance`` to confirm it.
 
-    A provisional version is confirmed when every late limit passed and its labels are mature: as many answers as the
-    limits need had the time for their labels to come, and of these labels at least ``MATURE_SHARE`` came. One that is
-    neither confirmed nor failed within :func:`late_deadline` goes the way of ``rollout.on_deadline``, unless there was
-    no champion before it to go back to.
+    A provisional version is confirmed when every late limit passed, which needs labels that are mature and of which
+    not too many are missing (:func:`~airlock.core.guards.judge`). One that is neither confirmed nor failed within
+    :func:`late_deadline` goes the way of ``rollout.on_deadline``, unless there was no champion before it to go back to.
     """
     limits = tuple(limit for limit in limits_of(spec) if limit.late)
     verdicts = judge(limits, Tally(), Tally(), late=late)
@@ -157,7 +150,7 @@ def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None, no
     elif release.phase is not Phase.PROVISIONAL:
         missing = f"release {release.id} is {release.phase}, which is not provisional; {come(late)}"
     else:
-        missing = _immature(spec, limits, late)
+        missing = None
     if missing is None:
         return decided("advance", f"every guard on labels and outcomes passed; {come(late) if late else ''}")
     if release.phase is not Phase.PROVISIONAL or now - release.entered_at < late_deadline(spec):
@@ -166,17 +159,6 @@ def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None, no
     if spec.rollout.on_deadline == "rollback" and release.champion is not None:
         return decided("roll_back", over)
     return decided("wait", f"{over}. It stays provisional until labels come or somebody rolls it back")
-
-
-def _immature(spec: ModelSpec, limits: Sequence[Limit], late: LateEvidence) -> str | None:
-    """Why it is too early to call a version judged by its labels; ``None`` if it is not."""
-    needed = max(limit.minimum for limit in limits)
-    if late.due < needed:
-        return f"{late.due} of the {needed} answers needed are old enough for their labels to be due"
-    by_label = any(isinstance(guard, PairedLossGuard | LabelMetricGuard) for guard in spec.late_guards)
-    if by_label and not (late.share or 0.0) >= MATURE_SHARE:
-        return f"{come(late)}; those that come early need not be like the rest: {MATURE_SHARE:.0%} must have come"
-    return None
 
 
 def evidence_digest(release: Release, verdicts: Iterable[Verdict]) -> str:

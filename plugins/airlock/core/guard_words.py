@@ -81,6 +81,18 @@ def come(late: LateEvidence) -> str:
     return f"labels have come for {late.labelled} of the {late.due} answers whose label is due ({percent(late.share)})"
 
 
+def provisional(limit: Limit, missing: float, worst: float | None) -> str:
+    """Why the labels that are missing leave a verdict open; ``worst`` is the estimate if each were as bad as can be."""
+    if worst is None:
+        could = "which could hide any loss, for nothing bounds what they would do to this metric"
+    else:
+        could = f"and were each as bad as it can be, it would be {worst:.3g} and not at most {limit.bound:g}"
+    return (
+        f"provisional: {percent(missing)} of the labels that are due are missing, {could}. If those that never come "
+        f"are like the rest, say so in label.max_missing, which is {limit.max_missing:g}"
+    )
+
+
 def champions(details: dict[str, Any]) -> str:
     """The champion's latency beside the candidate's, if it is known."""
     value = details.get("champion_quantile_ms")

@@ -86,7 +86,8 @@ def judge(
     differences of answers are already paired in the candidate's own tally. ``late`` is the evidence of late
     limits; without it they are ``INCONCLUSIVE``.
 
-    ``PASS`` needs the limit's minimum sample, ``FAIL`` does not; sums that cannot be true are ``ERROR``.
+    ``PASS`` needs the limit's minimum sample, and of a late limit mature labels of which not too many are missing;
+    ``FAIL`` does not; sums that cannot be true are ``ERROR``.
     """
     return tuple(
         _judge_late(limit, late) if limit.late else _judge_live(limit, total, step, champion) for limit in limits
@@ -131,7 +132,30 @@ def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
     if seen.n < needed:
         reason = f"{words.too_few(limit, seen.n, needed)}; {come}"
         return _verdict(limit, Status.INCONCLUSIVE, reason, seen, interval, details)
+    if unripe := _unripe(limit, late, seen, details):
+        return _verdict(limit, Status.INCONCLUSIVE, f"{said}; {come}; {unripe}", seen, interval, details)
     return _verdict(limit, Status.PASS, f"{said}; {come}", seen, interval, details)
+
+
+def _unripe(limit: Limit, late: LateEvidence, seen: Seen, details: dict[str, Any]) -> str | None:
+    """Why labels that keep the limit so far are no pass yet; ``None`` if they are. ``details`` gets the figures.
+
+    Labels that come early need not be like those that come late or never. So enough answers must be mature, and what
+    is missing of their labels must not be able to hide a breach: unless the owner takes so many for like the rest,
+    the estimate must keep the bound with every missing observation at the worst end of its range. For a metric of
+    batches, or of observations without a range, there is no such end.
+    """
+    if late.due < limit.min_answers:
+        return f"{late.due} of the {limit.min_answers} answers needed are old enough for their labels to be due"
+    if limit.max_missing is None or late.share is None:
+        return None
+    missing = 1 - late.share
+    ends = _ends(limit) if limit.batch == 1 else None
+    worst = late.share * seen.total / seen.n + missing * ends[1] if ends else None
+    details |= {"missing_share": missing, "worst_case": worst}
+    if late.due - late.labelled <= limit.max_missing * late.due or (worst is not None and worst <= limit.bound):
+        return None
+    return words.provisional(limit, missing, worst)
 
 
 _COUNTS = frozenset({"errors", "slow", "fallbacks"})

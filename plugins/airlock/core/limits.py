@@ -25,6 +25,7 @@ LABEL_BATCH = 200
 """Labelled answers that make up one observation of a metric that is not a mean over answers, such as ROC AUC."""
 
 _WITHIN_ONE = {"brier", "zero_one", "accuracy"}
+_MINIMUMS = ("minimum", "min_answers")
 
 
 def limits_of(spec: ModelSpec) -> tuple[Limit, ...]:
@@ -40,10 +41,14 @@ def guarded(spec: ModelSpec) -> tuple[tuple[Guard, Limit], ...]:
     kept: dict[tuple[str, str], tuple[Guard, dict[str, Any]]] = {}
     for guard in spec.guards:
         for name, side, fields in _bounds(guard, spec.task is Task.CLASSIFICATION):
-            wanted = {"minimum": guard.min_requests, **fields}
+            wanted = {"minimum": math.ceil(guard.min_requests / fields.get("batch", 1)), **fields}
+            if fields["signal"] == "late":
+                wanted["min_answers"] = guard.min_requests
+                wanted["max_missing"] = None if isinstance(guard, BusinessMetricGuard) else spec.label.max_missing
             first, known = kept.get((name, side), (guard, wanted))
             strictest = (guard, wanted) if _limiting(wanted) < _limiting(known) else (first, known)
-            strictest[1]["minimum"] = max(wanted["minimum"], known["minimum"])
+            for least in _MINIMUMS:
+                strictest[1][least] = max(wanted.get(least, 0), known.get(least, 0))
             kept[name, side] = strictest
     alpha = spec.false_rollback_budget / max(1, len(kept))
     steps = _steps(spec)
@@ -93,8 +98,7 @@ def _bounds(guard: Guard, classification: bool) -> Iterator[tuple[str, str, dict
             yield f"paired_loss_{guard.metric}", "margin", fields
         case LabelMetricGuard():
             side, shape = _label_metric(guard)
-            minimum = math.ceil(guard.min_requests / shape.get("batch", 1))
-            yield f"label_{guard.metric}", side, {"signal": "late", "minimum": minimum, **shape}
+            yield f"label_{guard.metric}", side, {"signal": "late", **shape}
         case BusinessMetricGuard():
             side, shape = _business(guard)
             yield f"business_{guard.name}", side, {"signal": "late", **shape}

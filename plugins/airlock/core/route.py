@@ -43,6 +43,11 @@ class Limit(BaseModel):
     split. ``reach`` is the width of the range of one observation, which begins at ``least`` (for ``difference`` the
     range lies evenly around 0); unset: unbounded, judged asymptotically. ``batch`` is how many answers make up one
     late observation, and ``observed`` says what that is.
+
+    ``minimum`` counts observations: a pass needs so many. Of a late limit ``min_answers`` counts answers, which are
+    not the same where a batch makes one observation: so many must be old enough for their label to be due.
+    ``max_missing`` is the share of the due labels that may be missing and are taken for like the rest; beyond it every
+    missing one counts as the worst. Unset: nothing is due for each answer, as of outcomes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -53,6 +58,8 @@ class Limit(BaseModel):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     steps: Annotated[int, Field(ge=1)] = 1
     minimum: Annotated[int, Field(ge=1)] = 50
+    min_answers: Annotated[int, Field(ge=0)] = 0
+    max_missing: Annotated[float, Field(ge=0, le=1)] | None = None
     over_ms: float | None = Field(None, description="of slow: what takes longer counts")
     reach: Annotated[float, Field(gt=0)] | None = None
     least: float = 0.0

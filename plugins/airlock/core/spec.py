@@ -198,6 +198,12 @@ class Label(Policy):
     time: str | None = None
     delay: Duration = Field(timedelta(0), description="how long a label usually takes to arrive")
     maturity: Duration | None = Field(None, description="how long a label is waited for at most; unset: the delay")
+    max_missing: Share = Field(
+        0.0,
+        description="the share of the mature labels that may be missing for good and are taken for like the rest; with "
+        "more of them missing each counts as the worst that it could be, and a version is confirmed only if it would "
+        "keep its bounds then",
+    )
     positive: str = Field("yes", description="the positive class in words")
     threshold: Share = Field(0.5, description="a probability at or above this is answered as the positive class")
 
