@@ -379,6 +379,47 @@ def test_more_answers_than_can_wait_are_a_sample(here: Settings, monkeypatch: py
     assert len(store.states["toy", "evidence/rel"][0]) < 200_000
 
 
+@pytest.mark.parametrize("early_is_right", [True, False])
+def test_what_is_judged_does_not_depend_on_how_early_its_label_came(
+    here: Settings, monkeypatch: pytest.MonkeyPatch, early_is_right: bool
+) -> None:
+    """Labels of one kind are there at the first look, those of the other come long after it."""
+    monkeypatch.setattr(evidence_state, "MOST_WAITING", 100)
+    store = Memory()
+    for part in range(20):
+        numbers = list(range(100 * part, 100 * part + 100))
+        asked(here, part, numbers, [(0.9, 0.5)] * 100)
+        early, late = numbers[::2], numbers[1::2]
+        right, wrong = float(early_is_right), float(not early_is_right)
+        # Half of the answers turn out to be right, whenever one gets to know it.
+        label(here, [f"k{n}" for n in early], [right] * 50, [after(n + 1) for n in early])
+        label(here, [f"k{n}" for n in late], [wrong] * 50, [after(6000 + n) for n in late])
+        look(here, store, until=after(numbers[-1] + 60))
+    found = look(here, store, until=after(9000)).late
+    observed = found.observations["label_accuracy"]
+    assert found.due == found.labelled == observed.n >= 100
+    assert abs(observed.total / observed.n - 0.5) < 4 * 0.5 / math.sqrt(observed.n)
+
+
+def test_room_is_left_for_new_answers_when_labels_never_come(here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence_state, "MOST_WAITING", 40)
+    store = Memory()
+    lately = []
+    for part in range(30):
+        numbers = list(range(100 * part, 100 * part + 100))
+        at = START + timedelta(hours=6 * part)
+        asked(here, part, numbers, [(0.9, 0.5)] * 100, at=at)
+        if part % 2:  # of every second hour no label ever comes
+            label(here, [f"k{n}" for n in numbers], [1.0] * 100, [at + timedelta(minutes=30)] * 100)
+        observed = look(here, store, until=at + timedelta(minutes=20)).late.observations["label_accuracy"]
+        lately.append(
+            look(here, store, until=at + timedelta(minutes=40)).late.observations["label_accuracy"].n - observed.n
+        )
+    assert min(lately[21::2]) >= 5
+    found = look(here, store, until=START + timedelta(days=20)).late
+    assert 0.3 < found.labelled / found.due < 0.7
+
+
 def test_batches_are_those_of_a_recomputation_in_order_of_arrival(here: Settings) -> None:
     rng = np.random.default_rng(5)
     truth = (rng.random(900) < 0.3).astype(float)

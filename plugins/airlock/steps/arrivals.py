@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from airlock.steps import evidence_state
 from airlock.steps.evidence_state import MOST_EARLY, Floats, Ints, State, Stream
 from airlock.steps.hash_join import Hashes, Places, meet
 from airlock.steps.log_rows import NO_KEY, Answers, Asked, chosen, select
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 LABEL = "label"
 """The stream of labels; the other streams are outcomes, by name."""
 
+_ALL = 2**64 - 1
 _ALWAYS = np.iinfo(np.int64).min
 """When a label without a time became known."""
 
@@ -65,25 +67,42 @@ def match(
     fresh: Answers,
     files: Sequence[str],
     until_us: int,
+    patience_us: int,
 ) -> Matched:
-    """Join answers that wait to what became of them by ``until_us``, and keep what goes on waiting."""
+    """Join answers that wait to what became of them by ``until_us``, and keep what goes on waiting.
+
+    Which answers are observed is settled before any of their values is used (see ``Stream``). One that has waited
+    for ``patience_us`` since its event may have to make room: then its value stays missing.
+    """
     kind = state.streams.setdefault(stream, Stream())
     waiting, early = state.table(f"waiting {stream}"), state.table(f"early {stream}")
-    answers = fresh.then(Answers(*waiting)) if waiting else fresh
-    answers = answers.only(answers.key != NO_KEY)
+    fresh = fresh.only(fresh.key != NO_KEY)
+    is_fresh = np.ones(fresh.key.size, bool)
+    answers = fresh
+    if waiting:
+        answers = fresh.then(Answers(*waiting))
+        is_fresh = np.arange(answers.key.size) < fresh.key.size
     values = _read(connection, stream, files)
     values = values.then(Values(*early)) if early else values
     held = values.known >= until_us
     later, values = values.only(held), values.only(~held)
     chosen, of_chosen, gone, used = _join(answers, values)
-    rest, spare = answers.only(~gone), values.only(~used)
-    kind.fit(rest.key)
-    if kind.share < 1:
-        waits = rest.key < kind.below
+    waits, spare = ~gone, values.only(~used)
+    old = waits & ~is_fresh & (answers.event_us < until_us - patience_us)
+    if np.count_nonzero(waits & ~is_fresh) > evidence_state.MOST_WAITING // 4:
+        waits &= ~old
+    observed = np.ones(answers.key.size, bool)
+    if is_fresh.any():
+        kind.fit(int(np.count_nonzero(waits & ~is_fresh)), answers.key[waits & is_fresh])
+    if kind.halvings:
+        observed = ~is_fresh | (answers.key < kind.below)
         if stream == LABEL:
-            # What is not waited for is neither due nor labelled, so that their ratio stays that of a fair sample.
-            state.maturing.count(rest.event_us[~waits], -1, 0)
-        rest, spare = rest.only(waits), spare.only(spare.key < kind.below)
+            # What is not observed is neither due nor labelled, so that their ratio stays that of a fair sample.
+            state.maturing.count(answers.event_us[~observed], -1, 0)
+        # The share for those whose value came before them may have risen by the next looks.
+        spare = spare.only(spare.key < min(_ALL, kind.below << 2))
+        of_chosen, chosen = of_chosen[observed[chosen]], chosen[observed[chosen]]
+    rest = answers.only(waits & observed)
     if later.known.size:
         state.due_at(int(later.known.min()))
     spare = spare.then(later)
@@ -93,7 +112,7 @@ def match(
     state.put(f"early {stream}", spare)
     order = _in_order(values.known[of_chosen], values.key[of_chosen])
     mine = answers.only(chosen[order])
-    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, answers.event_us[gone])
+    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, answers.event_us[gone & observed])
 
 
 def _read(connection: duckdb.DuckDBPyConnection, stream: str, files: Sequence[str]) -> Values:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airlock.core.tally import Sums, Tally
 
-FORMAT = 1
+FORMAT = 2
 MOST_NAMES = 1_000
 """Names of read files that are kept for one folder, the newest; of older ones only the number is kept."""
 MOST_HALVES = 10_000
@@ -28,7 +28,7 @@ MOST_HALVES = 10_000
 HALF_LIFE = timedelta(hours=1)
 """How long they wait, by the log's own time: shadow scoring drops what it cannot cope with."""
 MOST_WAITING = 10_000
-"""Answers that wait for their label, or for an outcome. When there are more, a sample of the keys waits."""
+"""Answers that wait for their label, or for an outcome. From half as many on a sample of the keys is observed."""
 MOST_EARLY = 10_000
 """Labels, or values of an outcome, that wait for their answer: the newest."""
 MOST_SURPLUS = 100
@@ -36,6 +36,8 @@ MOST_SURPLUS = 100
 
 _SETTLED_NS = 2_000_000_000
 _STEPS = 1_000
+_STEPS_OF_ROOM = 20
+_MOST_HALVINGS = 63
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -140,25 +142,33 @@ class Maturing(_Part):
 
 
 class Stream(_Part):
-    """Answers that wait for one kind of value, and values that wait for their answer.
+    """Of which share of the newest answers one kind of value is observed: of each key in ``2**halvings``.
 
-    ``share`` of the keys is waited for: chosen by a hash of the key, which knows nothing of the outcome, so that what
-    is observed stays a fair sample. It falls when too many wait and rises again when few do.
+    When an answer is read its key decides, once and for all, whether it is observed: by a hash, which knows nothing of
+    the value. So a value that is there at once counts as often as one that comes days later. Who is observed waits and
+    does not give way to newer ones before its time is over; the share of the next ones follows how many wait. It is
+    halved for each twentieth of the second half of the room that is taken, so that there is room left when the first
+    values come even for a million times as many answers, and doubled at most once a look.
     """
 
-    share: float = 1.0
+    halvings: int = 0
 
     @property
     def below(self) -> int:
-        """The keys with a 64-bit hash below this are waited for."""
-        return int(self.share * 2**64)
+        """Keys with a 64-bit hash below this are observed."""
+        return 1 << (64 - self.halvings)
 
-    def fit(self, waiting: npt.NDArray[np.uint64]) -> None:
-        """Choose the share by the hashes of what waits."""
-        if waiting.size <= MOST_WAITING // 4:
-            self.share = min(1.0, 2 * self.share)
-        while np.count_nonzero(waiting < self.share * 2.0**64) > MOST_WAITING:
-            self.share /= 2
+    def fit(self, waiting: int, fresh: npt.NDArray[np.uint64]) -> None:
+        """Choose the share for what is new, by the hashes of its keys: those that have to wait for their value."""
+        self.halvings = max(0, self.halvings - 1)
+        while self.halvings < _MOST_HALVINGS and (
+            waiting + np.count_nonzero(fresh < self.below) > self._room(self.halvings)
+        ):
+            self.halvings += 1
+
+    @staticmethod
+    def _room(halvings: int) -> float:
+        return MOST_WAITING / 2 * (1 + min(halvings, _STEPS_OF_ROOM) / _STEPS_OF_ROOM)
 
 
 class State(_Part):

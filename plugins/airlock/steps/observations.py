@@ -15,6 +15,13 @@ from airlock.core.tally import Sums
 RARER_CLASS = 10
 """Rows of the rarer class that a batch waits for: the ROC AUC of fewer is far from normal."""
 
+MOST_EXACT = 20_000
+"""Rows of one batch that are kept as they are. Of a larger batch, which a rare class makes, it is kept how often each
+class was given each score, to 1/256 in log odds: no row is left out, and what is kept does not grow any further."""
+
+_PER_LOG_ODDS = 256
+_MOST_LOG_ODDS = 17.0
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -70,38 +77,127 @@ def losses(metric: str, labels: Floats, scores: Floats, threshold: float) -> Flo
     return found
 
 
-def batches(guard: Guard, limit: Limit, rows: Labelled) -> tuple[Floats, Labelled]:
-    """One observation for each whole batch of ``limit.batch`` labelled answers, and the rows that are left.
+class Begun(NamedTuple):
+    """The rows of a batch that is not whole yet, each as often as ``times`` says."""
+
+    labels: Floats
+    ours: Floats
+    theirs: Floats
+    times: Floats
+
+    @property
+    def size(self) -> float:
+        """How many rows it holds."""
+        return float(self.times.sum())
+
+    @property
+    def counted(self) -> bool:
+        """Whether rows of the same score were put together."""
+        return self.size > MOST_EXACT
+
+    def then(self, rows: Labelled) -> Begun:
+        return _begun(*(np.concatenate(pair) for pair in zip(self[:3], rows, strict=True)), extra=self.times)
+
+
+def begin(rows: Labelled) -> Begun:
+    """A batch of these rows."""
+    return _begun(*rows)
+
+
+def _begun(labels: Floats, ours: Floats, theirs: Floats, *, extra: Floats | None = None) -> Begun:
+    """Rows as they are, or how often each class was given each score if there are too many of them.
+
+    An AUC needs each version's own scores alone: which score of the other goes with them is lost.
+    """
+    first = np.empty(0) if extra is None else extra
+    rows = Begun(labels, ours, theirs, np.r_[first, np.ones(labels.size - first.size)])
+    if not rows.counted:
+        return rows
+    parts = [_of_class(rows, label) for label in (0.0, 1.0)]
+    return Begun(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _of_class(rows: Begun, label: float) -> Begun:
+    """Both versions' scores in order side by side, one row where neither of them changes."""
+    chosen = (rows.labels == 1) == (label == 1)
+    ours, our_ends = _counts(rows.ours[chosen], rows.times[chosen])
+    theirs, their_ends = _counts(rows.theirs[chosen], rows.times[chosen])
+    ends = np.union1d(our_ends, their_ends)
+    ours, theirs = ours[np.searchsorted(our_ends, ends)], theirs[np.searchsorted(their_ends, ends)]
+    return Begun(np.full(ends.size, label), ours, theirs, np.diff(ends, prepend=0.0))
+
+
+def _counts(scores: Floats, times: Floats) -> tuple[Floats, Floats]:
+    """The different scores, rounded, in order, and how many are at most each of them. NaN, of no answer, is one."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.clip(np.log(scores / (1 - scores)), -_MOST_LOG_ODDS, _MOST_LOG_ODDS)
+    rounded = np.nan_to_num(np.round(odds * _PER_LOG_ODDS), nan=0.0) / _PER_LOG_ODDS
+    values, place = np.unique(rounded, return_inverse=True)
+    return 1 / (1 + np.exp(-values)), np.cumsum(np.bincount(place, times, minlength=values.size))
+
+
+def batches(guard: Guard, limit: Limit, rows: Labelled, begun: Begun | None = None) -> tuple[Floats, Begun]:
+    """One observation for each whole batch of ``limit.batch`` labelled answers, and the batch that is begun.
 
     A batch for ROC AUC goes on until it holds :data:`RARER_CLASS` rows of each class. That depends on the labels
-    alone, given which its AUC is as good as that of any other batch.
+    alone, given which its AUC is as good as that of any other batch. Batches then differ in how sure they are: those
+    with more of the rarer class scatter less. The sequential t-test stands that: differences of two equally good
+    versions lie evenly around their mean whatever the sizes, and sums of such values in units of their own squares
+    keep alpha whatever their variances (de la Pena 1999, A general class of exponential inequalities for martingales
+    and ratios); what a simulation of sizes that change says is in tests/benchmarks/RESULTS.md.
     """
     assert isinstance(guard, LabelMetricGuard)  # noqa: S101 - only these are judged in batches
-    ends = batch_ends(guard, limit, rows.labels)
+    if begun is not None and not begun.counted:
+        rows, begun = Labelled(*begun[:3]).then(rows), None
+    had = (begun.size, float(begun.times[begun.labels == 1].sum())) if begun is not None else (0.0, 0.0)
+    ends = batch_ends(guard, limit, rows.labels, had)
     if not ends:
-        return np.empty(0), rows
-    whole, batch = rows.only(slice(None, ends[-1])), np.repeat(np.arange(len(ends)), np.diff([0, *ends]))
-    ours = _of_batches(guard.metric, whole.labels, whole.ours, batch)
-    found = ours if guard.margin is None else ours - _of_batches(guard.metric, whole.labels, whole.theirs, batch)
-    return found, rows.only(slice(ends[-1], None))
+        return np.empty(0), begun.then(rows) if begun is not None else begin(rows)
+    found = np.empty(len(ends))
+    starts = np.array([0, *ends[:-1]])
+    sizes = np.diff([0, *ends])
+    large = sizes > MOST_EXACT
+    large[0] |= begun is not None
+    for number in np.flatnonzero(large):
+        part = rows.only(slice(starts[number], ends[number]))
+        found[number] = _of_begun(guard, begun.then(part) if begun is not None and number == 0 else begin(part))
+    if not large.all():
+        chosen = np.repeat(~large, sizes)
+        whole, batch = (
+            rows.only(slice(None, ends[-1])).only(chosen),
+            np.repeat(np.arange((~large).sum()), sizes[~large]),
+        )
+        ours = _of_batches(guard.metric, whole.labels, whole.ours, batch)
+        theirs = 0.0 if guard.margin is None else _of_batches(guard.metric, whole.labels, whole.theirs, batch)
+        found[~large] = ours - theirs
+    return found, begin(rows.only(slice(ends[-1], None)))
 
 
-def batch_ends(guard: Guard, limit: Limit, labels: Floats) -> list[int]:
-    """Where the whole batches end."""
+def _of_begun(guard: LabelMetricGuard, batch: Begun) -> float:
+    ours = _counted_auc(batch.labels, batch.ours, batch.times)
+    return 1 - ours if guard.margin is None else _counted_auc(batch.labels, batch.theirs, batch.times) - ours
+
+
+def _counted_auc(labels: Floats, scores: Floats, times: Floats) -> float:
+    _, place = np.unique(scores, return_inverse=True)
+    hits, misses = (np.bincount(place, np.where(labels == label, times, 0.0)) for label in (1, 0))
+    return float(hits @ (np.cumsum(misses) - misses / 2) / (hits.sum() * misses.sum()))
+
+
+def batch_ends(guard: Guard, limit: Limit, labels: Floats, begun: tuple[float, float] = (0, 0)) -> list[int]:
+    """Where the whole batches end. ``begun``: how many rows the first one has already, and positive ones of these."""
     size, classes = limit.batch, isinstance(guard, LabelMetricGuard) and guard.metric == "roc_auc"
-    positives = np.cumsum(labels == 1)
-    negatives = np.arange(1, labels.size + 1) - positives
+    rows = begun[0] + np.arange(1, labels.size + 1)
+    positives = begun[1] + np.cumsum(labels == 1)
+    needs = [(rows, size), *([(positives, RARER_CLASS), (rows - positives, RARER_CLASS)] if classes else [])]
     ends: list[int] = []
-    end = 0
+    before = [0.0] * len(needs)
     while True:
-        start, end = end, end + size
-        if classes:
-            for rows in (positives, negatives):
-                before = rows[start - 1] if start else 0
-                end = max(end, int(np.searchsorted(rows, before + RARER_CLASS)) + 1)
+        end = max(int(np.searchsorted(have, b + need)) + 1 for (have, need), b in zip(needs, before, strict=True))
         if end > labels.size:
             return ends
         ends.append(end)
+        before = [float(have[end - 1]) for have, _ in needs]
 
 
 def _of_batches(metric: str, labels: Floats, scores: Floats, batch: npt.NDArray[np.int64]) -> Floats:
