@@ -21,25 +21,26 @@ from tests.benchmarks.quality import report, rules, simulate, worlds
 WATCHES = {watch.name: watch for watch in worlds.watches()}
 
 
-def sums_of(limit: Limit, rng: np.random.Generator, count: int) -> tuple[worlds.Floats, worlds.Floats, worlds.Floats]:
-    """Sums near the limit's bound, where judgements differ."""
+def sums_of(limit: Limit, rng: np.random.Generator, count: int) -> tuple[worlds.Floats, ...]:
+    """Sums near the limit's bound, where judgements differ, with their smallest and largest value."""
     n = np.floor(10 ** rng.uniform(0, 5, count))
     if limit.signal in rules.COUNTS:
         hits = rng.binomial(n.astype(int), np.minimum(1, limit.bound * 10 ** rng.uniform(-0.3, 0.7, count)))
-        return n, hits.astype(float), hits.astype(float)
+        return n, hits.astype(float), hits.astype(float), np.zeros(count), np.ones(count)
     mean = limit.bound + 0.05 * rng.standard_normal(count) * 10 ** rng.uniform(-2, 0, count)
     mean *= rng.choice([-1, 1], count) if limit.signal == "difference" else 1
     spread = rng.uniform(0.01, 0.1, count)
-    return n, n * mean, n * (mean**2 + spread**2)
+    reach = spread * rng.uniform(1, 10, (2, count))
+    return n, n * mean, n * (mean**2 + spread**2), np.maximum(-1, mean - reach[0]), np.minimum(1, mean + reach[1])
 
 
 @pytest.mark.parametrize("name", WATCHES)
 def test_the_twin_is_the_shipped_guard(name: str) -> None:
     """On 3,000 random sums; seed 40."""
     limit, alpha = WATCHES[name].limit, 0.005
-    n, total, squares = sums_of(limit, np.random.default_rng(40), 3000)
-    twin = rules.exceeds(n, total, squares, limit, alpha)
-    shipped = [guards._exceeds(limit, Seen(int(a), b, c), alpha) for a, b, c in zip(n, total, squares, strict=True)]
+    n, *sums = sums_of(limit, np.random.default_rng(40), 3000)
+    twin = rules.exceeds(n, *sums, limit, alpha)
+    shipped = [guards._exceeds(limit, Seen(int(a), *b), alpha) for a, *b in zip(n, *sums, strict=True)]
     assert list(twin) == shipped
     assert 0.05 < np.mean(shipped) < 0.95
 
@@ -59,34 +60,36 @@ def test_a_rollout_ends_when_the_gateways_breach_ends_it(name: str, case: int) -
     """Through the gateway's door, step by step, with looks every 100 requests; 12 rollouts, seed 41."""
     watch, rate = WATCHES[name], 50
     limit, stream = watch.limit, watch.cases[case].stream
-    total, squares = stream.sums(np.random.default_rng(41), (12, 200), 50)
-    found = rules.airlock(
-        rules.Rollouts(
-            np.arange(1, 201) * 50.0, total.cumsum(axis=1), squares.cumsum(axis=1), stream.per, rate
-        ).looks(),
-        limit,
-    )
+    blocks = stream.sums(np.random.default_rng(41), (12, 200), 50)
+    found = rules.airlock(rules.Rollouts.of(np.arange(1, 201) * 50.0, blocks, stream.per, rate).looks(), limit)
     for row in range(12):
-        assert found[row] == _by_breach(limit, total[row], squares[row], rate * rules.BAKE_MINUTES)
+        of_row = worlds.Blocks(*(part[row] for part in blocks))
+        assert found[row] == _by_breach(limit, of_row, rate * rules.BAKE_MINUTES)
 
 
-def _by_breach(limit: Limit, total: worlds.Floats, squares: worlds.Floats, step_requests: int) -> float:
+def _by_breach(limit: Limit, blocks: worlds.Blocks, step_requests: int) -> float:
     whole, fresh, last_step = Tally(), Tally(), 0
-    for block in range(1, len(total), 2):
+    for block in range(1, len(blocks.total), 2):
         requests = (block + 1) * 50
         step = min((requests - 1) // step_requests, limit.steps - 1)
         fresh, last_step = (fresh if step == last_step else Tally()), step
-        more = _tally(limit, total[block - 1 : block + 1].sum(), squares[block - 1 : block + 1].sum())
+        more = _tally(limit, worlds.Blocks(*(part[block - 1 : block + 1] for part in blocks)))
         whole, fresh = whole + more, fresh + more
+        if limit.signal == "difference":
+            # The twin knows only the extremes of the whole release, which hold for a step too.
+            fresh.difference.smallest, fresh.difference.largest = whole.difference.smallest, whole.difference.largest
         if breach([limit], whole, fresh):
             return requests
     return math.inf
 
 
-def _tally(limit: Limit, total: float, squares: float) -> Tally:
+def _tally(limit: Limit, blocks: worlds.Blocks) -> Tally:
+    total, squares = float(blocks.total.sum()), float(blocks.squares.sum())
     if limit.signal == "errors":
         return Tally(requests=100, errors=int(total))
-    return Tally(requests=100, difference=Sums(n=100, total=total, squares=squares))
+    smallest, largest = float(blocks.smallest.min()), float(blocks.largest.max())
+    sums = Sums(n=100, total=total, squares=squares, smallest=smallest, largest=largest)
+    return Tally(requests=100, difference=sums)
 
 
 def test_walds_expectation_is_that_of_the_book() -> None:
@@ -107,7 +110,7 @@ def test_windows_are_counted_as_flagger_counts_them() -> None:
     """The fifth bad window of ten, of which every other is bad, is the ninth."""
     limit = WATCHES["error rate"].limit
     hits = np.array([[1.0, 0.0] * 5])
-    sums = rules.Rollouts(np.arange(1, 11) * 50.0, hits.cumsum(axis=1), hits.cumsum(axis=1), 1, 50)
+    sums = rules.Rollouts.of(np.arange(1, 11) * 50.0, worlds.Blocks(hits, hits, hits * 0, hits), 1, 50)
     assert rules.threshold(sums, limit)[0] == 450
     assert rules.threshold(sums, limit, 5.0)[0] == math.inf
 

@@ -13,7 +13,7 @@ from gateway.evidence import SERVED, SHADOW, Evidence, Kept, read_kept
 
 from airlock.core.guards import breach
 from airlock.core.route import Bundle, Limit, Route, place
-from airlock.core.tally import GatewayStatus
+from airlock.core.tally import GatewayStatus, Sums
 from airlock.prediction_log import read
 from airlock.settings import Settings
 from tests.support.gateway_in_process import Running, in_gateway
@@ -342,7 +342,7 @@ def test_decisions_that_differ_are_flips(tmp_path: Path, champion: Bundle) -> No
         response = await gateway.client.post("/v1/models/late/predict", json={"rows": rows})
         assert [row["prediction"] for row in response.json()["predictions"]] == [0, 1]
         tally = (await gateway.until(compared(1))).total["2"]["served"]
-        assert tally.flips.model_dump() == {"n": 1, "total": 0.5, "squares": 0.25}
+        assert tally.flips == Sums(n=1, total=0.5, squares=0.25, smallest=0.5, largest=0.5)
         assert tally.difference.total == pytest.approx(-tally.absolute.total)
 
     in_gateway(tmp_path, body)

@@ -76,9 +76,12 @@ class TestTally:
         tally.compared([-0.1, 0.3, -0.5], 2)
         assert (tally.requests, tally.errors, tally.timeouts) == (3, 2, 1)
         assert sum(tally.latency) == 3
-        assert tally.difference.model_dump() == pytest.approx({"n": 2, "total": 0.1, "squares": 0.05})
-        assert tally.absolute.model_dump() == pytest.approx({"n": 2, "total": 0.5, "squares": 0.13})
-        assert tally.flips.model_dump() == pytest.approx({"n": 2, "total": 2 / 3, "squares": 4 / 9})
+        for sums, expected in (
+            (tally.difference, {"n": 2, "total": 0.1, "squares": 0.05, "smallest": -0.1, "largest": 0.2}),
+            (tally.absolute, {"n": 2, "total": 0.5, "squares": 0.13, "smallest": 0.2, "largest": 0.3}),
+            (tally.flips, {"n": 2, "total": 2 / 3, "squares": 4 / 9, "smallest": 0, "largest": 2 / 3}),
+        ):
+            assert sums.model_dump() == pytest.approx(expected)
 
     def test_slow_is_what_took_longer_than_allowed_whether_it_failed_or_not(self) -> None:
         tally, allowed = Tally(), {"latency_p50": 10.0, "latency_p99": 100.0}
@@ -112,6 +115,17 @@ class TestTally:
         first, second = Tally(), Tally()
         first.answered(1)
         assert sum(second.latency) == 0
+
+    def test_sums_without_their_extremes_hide_those_of_what_is_added(self) -> None:
+        """What was written down before they were kept goes on without them: nothing is claimed of its values."""
+        old = Sums.model_validate_json('{"n": 3, "total": 0.3, "squares": 0.5}')
+        new = Sums()
+        new.add(0.2)
+        for mixed in (old + new, new + old):
+            assert (mixed.n, mixed.smallest, mixed.largest) == (4, None, None)
+        old.add(0.2)
+        assert (old.n, old.smallest, old.largest) == (4, None, None)
+        assert (new + Sums()) == (Sums() + new) == new
 
     def test_a_mean_of_nothing_is_not_known(self) -> None:
         sums = Sums()

@@ -23,7 +23,7 @@ from airlock.core.errors import Conflict, DataInvalid
 from airlock.core.guards import judge, limits_of
 from airlock.core.route import Bundle, Route
 from airlock.core.stats import roc_auc
-from airlock.core.tally import LateEvidence, Tally, bucket
+from airlock.core.tally import LateEvidence, Sums, Tally, bucket
 from airlock.core.verdict import Status
 from airlock.ledger import Ledger
 from airlock.settings import Settings
@@ -300,11 +300,7 @@ def test_a_label_is_used_once_and_stays_as_it_was_first_used(here: Settings) -> 
     asked(here, 1, [1, 2], [(0.9, 0.5), (0.2, 0.5)], key="same")
     label(here, ["same"], [1], [after(5)])
     first = look(here, store).late
-    assert first.observations["label_accuracy"].model_dump() == {
-        "n": 1,
-        "total": 0.0,
-        "squares": 0.0,
-    }  # the first answer
+    assert first.observations["label_accuracy"] == Sums(n=1, smallest=0, largest=0)  # the first answer
     assert (first.answers, first.due, first.labelled) == (2, 2, 2)
     label(here, ["same"], [0], [after(6)])
     assert look(here, store).late == first
@@ -474,7 +470,8 @@ def test_outcomes_are_paired_in_the_order_in_which_they_came(here: Settings) -> 
         outcome(here, "visits", [f"k{n}" for n in numbers], values[part], [after(100 + n) for n in numbers])
         found = look(here, store)
     # 1 meets 5, 4 meets 2, 3 and 9 wait, 8 meets 3.
-    assert found.late.observations["business_visits"].model_dump() == {"n": 3, "total": -4 - 2 + 5, "squares": 45.0}
+    observed = found.late.observations["business_visits"]
+    assert observed == Sums(n=3, total=-4 - 2 + 5, squares=45, smallest=-4, largest=5)
 
 
 def test_outcomes_of_chosen_answers_only(here: Settings) -> None:

@@ -6,15 +6,21 @@ from typing import Any, NamedTuple
 
 from airlock.core.route import Limit
 from airlock.core.sequential import Interval
-from airlock.core.tally import LateEvidence, Tally
+from airlock.core.tally import LateEvidence, Sums, Tally
 
 
 class Seen(NamedTuple):
-    """What was observed of a limit: how often, and the sums of the values and of their squares."""
+    """What was observed of a limit: how often, the sums of the values and of their squares, and their range."""
 
     n: int
     total: float
     squares: float
+    smallest: float | None = None
+    largest: float | None = None
+
+    @classmethod
+    def of(cls, sums: Sums) -> Seen:
+        return cls(sums.n, sums.total, sums.squares, sums.smallest, sums.largest)
 
 
 def found(limit: Limit, tally: Tally | None, seen: Seen, interval: Interval) -> str:

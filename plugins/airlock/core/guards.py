@@ -120,7 +120,7 @@ def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
     details = {"answers": late.answers, "due": late.due, "labelled": late.labelled, "label_share": late.share}
     come = words.come(late)
     sums = late.observations.get(limit.name, Sums())
-    seen = Seen(sums.n, sums.total, sums.squares)
+    seen = Seen.of(sums)
     if problem := _untrue(limit, seen) or _untrue_labels(late):
         return _verdict(limit, Status.ERROR, f"{problem}; {come}", seen, None, details)
     interval = _interval(limit, seen, limit.alpha)
@@ -171,8 +171,7 @@ def _seen(limit: Limit, tally: Tally) -> Seen:
         case "fallbacks":
             hits = tally.fallbacks
         case "difference" | "absolute" | "flips" as name:
-            sums: Sums = getattr(tally, name)
-            return Seen(sums.n, sums.total, sums.squares)
+            return Seen.of(getattr(tally, name))
         case _:
             raise ValueError(f"limit {limit.name} is judged on late evidence, which no tally holds")
     return Seen(tally.requests, hits, hits)
@@ -204,7 +203,7 @@ def _needed(limit: Limit) -> int:
 
 def _exceeds(limit: Limit, seen: Seen, alpha: float) -> bool:
     """Whether the limit is surely broken; with a chance of at most alpha it ever is while the truth keeps it."""
-    n, total, squares = seen
+    n, total, squares, smallest, largest = seen
     sides = (1, -1) if limit.signal == "difference" else (1,)
     if not any(side * total > limit.bound * n for side in sides):
         return False
@@ -217,9 +216,10 @@ def _exceeds(limit: Limit, seen: Seen, alpha: float) -> bool:
         interval = _interval(limit, seen, alpha)
         return any((interval.low if side > 0 else -interval.high) > limit.bound for side in sides)
     least, greatest = ends
-    # The range of a two-sided limit is symmetric, so that only the sum changes its sign.
+    # The range of a two-sided limit is symmetric, so that only the sum and the values seen change their sign.
+    lowest = {1: smallest, -1: None if largest is None else -largest}
     return any(
-        mean_log_e_value(n, side * total, squares, limit.bound, least=least, greatest=greatest)
+        mean_log_e_value(n, side * total, squares, limit.bound, least=least, greatest=greatest, smallest=lowest[side])
         >= -math.log(alpha / len(sides))
         for side in sides
     )
@@ -230,14 +230,16 @@ def _interval(limit: Limit, seen: Seen, alpha: float) -> Interval:
     ends = _ends(limit)
     if ends is None:
         sharpest = max(limit.minimum, _asymptotic_minimum(limit))
-        return unbounded_mean_interval(*seen, alpha, sharpest=sharpest)
+        return unbounded_mean_interval(*seen[:3], alpha, sharpest=sharpest)
     side = alpha / 2 if limit.signal == "difference" else alpha
-    return mean_interval(*seen, side, least=ends[0], greatest=ends[1])
+    least, greatest = ends
+    smallest, largest = seen.smallest, seen.largest
+    return mean_interval(*seen[:3], side, least=least, greatest=greatest, smallest=smallest, largest=largest)
 
 
 def _untrue(limit: Limit, seen: Seen) -> str | None:
     """Why nothing can be concluded from the sums, if nothing can."""
-    n, total, squares = seen
+    n, total, squares, *_ = seen
     if not math.isfinite(total + squares):
         return (
             f"{limit.name}: {n} observations do not add up to a finite number: at least one answer was NaN or infinite"
@@ -249,9 +251,19 @@ def _untrue(limit: Limit, seen: Seen) -> str | None:
     room = _ROUNDING * (squares + n * (abs(total / n) if n else 0) + n)
     if total * total > n * (squares + room) + room:
         return f"{limit.name}: the sums cannot be true: {n} observations, sum {total:g}, squares {squares:g}"
-    ends = _ends(limit)
-    if ends and not n * ends[0] - room <= total <= n * ends[1] + room:
-        return f"{limit.name}: {n} observations between {ends[0]:g} and {ends[1]:g} cannot add up to {total:g}"
+    return _out_of_range(limit, seen, room)
+
+
+def _out_of_range(limit: Limit, seen: Seen, room: float) -> str | None:
+    """What of the sums no observations in the known range could make, give or take the rounding in ``room``."""
+    n, total = seen.n, seen.total
+    least, greatest = _ends(limit) or (-math.inf, math.inf)
+    low = least if seen.smallest is None else seen.smallest
+    high = greatest if seen.largest is None else seen.largest
+    if low < least - _ROUNDING or high > greatest + _ROUNDING:
+        return f"{limit.name}: observations from {low:g} to {high:g} cannot be true between {least:g} and {greatest:g}"
+    if n and not n * low - room <= total <= n * high + room:
+        return f"{limit.name}: {n} observations between {low:g} and {high:g} cannot add up to {total:g}"
     return None
 
 

@@ -29,7 +29,9 @@ ASYMPTOTIC_MINIMUM = 100
 theorem: values about as skewed as an exponential keep alpha from here on, in simulation; rarer and larger
 outliers on the far side of the bound need more."""
 
-_POINTS = 24
+_POINTS = 12
+_EVEN = 0.4
+_STEADY = 0.99
 _BISECTIONS = 40
 _PRECISION = 1e-12
 
@@ -43,29 +45,40 @@ class Interval(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def _bets(share: float) -> tuple[float, ...]:
-    """The bets that are mixed evenly against a bound that lies at ``share`` of the range.
+def _bets(share: float) -> tuple[tuple[float, float], ...]:
+    """The bets that are mixed against a bound that lies at ``share`` of the range, each with the log of its weight.
 
     Against a rate, the bet ``(p - share) / (1 - share)`` is the likelihood ratio of the rate ``p``. These rates go
-    from 1.02 times the bound's odds to nine tenths of the way from the bound to 1, spaced quadratically in log odds
-    because a small excess, which takes the most observations, is the one that needs a bet close to its best.
+    from 1.02 times the bound's odds to seven tenths of the way from the bound to 1, spaced evenly in the log of their
+    log odds over the bound's. Up to log odds of 0.4 the weights grow with these, from there on they are even: a small
+    excess takes so many observations that it can pay for its bet's small weight, a larger one cannot.
+
+    The last bet stakes nearly everything. It is the best one against values that scatter little, which a mean of
+    differences may have and a rate never has: it weighs as much as ``share``, and at most as much as all the others.
     """
     odds = math.log(share / (1 - share))
-    first, last = math.log(1.02) + odds, math.log((1 - 0.1 * (1 - share)) / (0.1 * (1 - share)))
-    log_odds = (first + (last - first) * (index / (_POINTS - 1)) ** 2 for index in range(_POINTS))
-    return tuple((1 / (1 + math.exp(-value)) - share) / (1 - share) for value in log_odds)
+    first, last = math.log(1.02), math.log((1 - 0.3 * (1 - share)) / (0.3 * (1 - share))) - odds
+    excess = [first * (last / first) ** (index / (_POINTS - 1)) for index in range(_POINTS)]
+    weights = [min(value, _EVEN) for value in excess]
+    rates = (1 / (1 + math.exp(-odds - value)) for value in excess)
+    steady = min(share, 0.5)
+    rest = (1 - steady) / sum(weights)
+    mixed = [
+        ((rate - share) / (1 - share), math.log(rest * weight)) for rate, weight in zip(rates, weights, strict=True)
+    ]
+    return (*mixed, (_STEADY, math.log(steady)))
 
 
-def _log_mean(logs: list[float]) -> float:
-    """Log of the mean of what the logs are of."""
+def _log_sum(logs: list[float]) -> float:
+    """Log of the sum of what the logs are of."""
     top = max(logs)
-    return top + math.log(sum(math.exp(value - top) for value in logs) / len(logs))
+    return top + math.log(sum(math.exp(value - top) for value in logs))
 
 
 @functools.lru_cache(maxsize=256)
-def _rate_bets(bound: float) -> tuple[tuple[float, float], ...]:
-    """What a hit and a miss add to the log of each bet against a rate."""
-    return tuple((math.log1p(bet * (1 / bound - 1)), math.log1p(-bet)) for bet in _bets(bound))
+def _rate_bets(bound: float) -> tuple[tuple[float, float, float], ...]:
+    """What a hit and a miss add to the log of each bet against a rate, and the log of the bet's weight."""
+    return tuple((math.log1p(bet * (1 / bound - 1)), math.log1p(-bet), weight) for bet, weight in _bets(bound))
 
 
 def rate_log_e_value(hits: int, n: int, bound: float) -> float:
@@ -73,69 +86,97 @@ def rate_log_e_value(hits: int, n: int, bound: float) -> float:
 
     A mixture of likelihood ratios against rates above the bound. Under that null each ratio is a
     non-negative supermartingale that starts at 1, whatever came before each event, and so is their
-    mean: by Ville's inequality it ever reaches ``1 / alpha`` with a chance of at most alpha (Robbins
+    mixture: by Ville's inequality it ever reaches ``1 / alpha`` with a chance of at most alpha (Robbins
     1970; Howard et al. 2021, section 3). ``bound`` lies in (0, 1).
     """
     misses = n - hits
-    return _log_mean([hits * hit + misses * miss for hit, miss in _rate_bets(bound)])
+    return _log_sum([hits * hit + misses * miss + weight for hit, miss, weight in _rate_bets(bound)])
 
 
 def mean_log_e_value(
-    n: int, total: float, squares: float, bound: float, *, least: float = 0.0, greatest: float = 1.0
+    n: int,
+    total: float,
+    squares: float,
+    bound: float,
+    *,
+    least: float = 0.0,
+    greatest: float = 1.0,
+    smallest: float | None = None,
 ) -> float:
     """Log of an e-value against "the mean of ``n`` observations in ``least``..``greatest`` is at most ``bound``".
 
     With y = (x - least) / (bound - least), a gambler who stakes the share ``bet`` of his wealth on each
-    observation holds the product of 1 + bet * (y - 1): under the null a non-negative supermartingale that starts
-    at 1, whatever the observations' distribution and dependence, and so is a mixture over bets (Waudby-Smith and
-    Ramdas 2023; Ryu and Bhatt 2024). The null is on each observation's mean given those before it.
+    observation holds the product of 1 + bet * (y - 1): under the null, which is on each observation's mean given
+    those before it, a non-negative supermartingale that starts at 1, and so is a mixture over bets (Waudby-Smith and
+    Ramdas 2023; Ryu and Bhatt 2024).
 
-    The product is not known from the sums, but its smallest possible value is: that of k = (sum of y)^2 /
-    (sum of y^2) observations of (sum of y^2) / (sum of y) among zeros. This is so because log(1 + bet * (y - 1))
-    lies above the parabola that meets it at y = 0 and touches it elsewhere (its third derivative is positive),
-    and the sum of a parabola is known. For hits and misses it is the likelihood ratio itself.
+    The product is not known from the sums, but a lower bound of it is. Let no observation lie below ``smallest``
+    (unset: ``least``), where y is a: log(1 + bet * (y - 1)) has a positive third derivative, so that from a on it
+    lies above the parabola that meets it at a and touches it further up, and the sum of a parabola is known. Touching
+    at a + (sum of z^2) / (sum of z) for z = y - a, it adds up to the wealth of k = (sum of z)^2 / (sum of z^2)
+    observations there among others at a, which for hits and misses is the likelihood ratio itself.
+
+    ``smallest`` may lie lower than the smallest observation does, never higher: the bound is then less sharp.
     """
     scale = bound - least
-    summed = total - n * least
     if scale <= 0:
-        return math.inf if summed > n * scale else 0.0
+        return math.inf if total > n * bound else 0.0
     if bound >= greatest or n == 0:
         return 0.0
-    squared = max(squares - 2 * least * total + n * least * least, summed * summed / n)
-    full, size = 0.0, 1.0
+    # Sums that were rounded may put the mean a hair below the smallest value.
+    start = least if smallest is None else max(least, min(smallest, total / n))
+    summed = max(0.0, total - n * start)
+    squared = max(squares - 2 * start * total + n * start * start, summed * summed / n)
+    high, size = 0.0, 0.0
     if summed > 0 and squared > 0:
-        full, size = summed * summed / squared, squared / summed / scale
-    empty = max(0.0, n - full)
-    bets = _bets(scale / (greatest - least))
-    return _log_mean([full * math.log1p(bet * (size - 1)) + empty * math.log1p(-bet) for bet in bets])
+        high, size = summed * summed / squared, squared / summed / scale
+    low, lowest = max(0.0, n - high), (start - least) / scale
+    return _log_sum(
+        [
+            high * math.log1p(bet * (lowest + size - 1)) + low * math.log1p(bet * (lowest - 1)) + weight
+            for bet, weight in _bets(scale / (greatest - least))
+        ]
+    )
 
 
 def mean_interval(
-    n: int, total: float, squares: float, alpha: float, *, least: float = 0.0, greatest: float = 1.0
+    n: int,
+    total: float,
+    squares: float,
+    alpha: float,
+    *,
+    least: float = 0.0,
+    greatest: float = 1.0,
+    smallest: float | None = None,
+    largest: float | None = None,
 ) -> Interval:
     """Confidence sequence for the mean of observations in ``least``..``greatest``, from their sums.
 
     At all times at once each bound misses with a chance of at most alpha. The bounds are the means that
-    :func:`mean_log_e_value` does not reject; the upper one is that of the mirrored observations. Without
-    observations it is the whole range.
+    :func:`mean_log_e_value` does not reject; the upper one is that of the mirrored observations, of which
+    ``largest`` is the smallest. Without observations it is the whole range.
     """
     if n == 0:
         return Interval(math.nan, least, greatest)
+    mirrored = None if largest is None else -largest
     return Interval(
         total / n,
-        _lowest(n, total, squares, alpha, least, greatest),
-        -_lowest(n, -total, squares, alpha, -greatest, -least),
+        _lowest(n, total, squares, alpha, least, greatest, smallest),
+        -_lowest(n, -total, squares, alpha, -greatest, -least, mirrored),
     )
 
 
-def _lowest(n: int, total: float, squares: float, alpha: float, least: float, greatest: float) -> float:
+def _lowest(
+    n: int, total: float, squares: float, alpha: float, least: float, greatest: float, smallest: float | None
+) -> float:
     wanted = -math.log(alpha)
     low, high = least, min(max(total / n, least), greatest)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if middle - least < _PRECISION * (greatest - least):
             break
-        if mean_log_e_value(n, total, squares, middle, least=least, greatest=greatest) >= wanted:
+        log_e = mean_log_e_value(n, total, squares, middle, least=least, greatest=greatest, smallest=smallest)
+        if log_e >= wanted:
             low = middle
         else:
             high = middle

@@ -41,7 +41,20 @@ class Labelled(NamedTuple):
 
 def extended(sums: Sums, values: Floats) -> Sums:
     """The sums with these observations added."""
-    return sums + Sums(n=values.size, total=float(values.sum()), squares=float(values @ values))
+    return sums + summed(values)
+
+
+def summed(values: Floats) -> Sums:
+    """Observations as sums."""
+    if not values.size:
+        return Sums()
+    return Sums(
+        n=values.size,
+        total=float(values.sum()),
+        squares=float(values @ values),
+        smallest=float(values.min()),
+        largest=float(values.max()),
+    )
 
 
 def usable(guard: Guard, rows: Labelled) -> Labelled:

@@ -18,8 +18,8 @@ from airlock.core.tally import LateEvidence
 from airlock.settings import Settings
 from airlock.steps import outcomes as delivered
 from airlock.steps.evidence_state import MOST_SURPLUS
-from airlock.steps.observations import Labelled, batch_ends, batches, outcomes, single, usable
-from airlock.steps.simulation import Arrivals, looks, sums_of, tally_of
+from airlock.steps.observations import Labelled, batch_ends, batches, outcomes, single, summed, usable
+from airlock.steps.simulation import Arrivals, looks, tally_of
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -130,7 +130,7 @@ def _frames(
         tally.fallbacks = int(fallbacks[part].sum())
         for name, (number, values) in by_request.items():
             left, right = np.searchsorted(number, [looked.start, looked.stop])
-            setattr(tally, name, sums_of(values[left:right]))
+            setattr(tally, name, summed(values[left:right]))
         champions = of_champion[part][~np.isnan(of_champion[part])]
         evidence = None
         if late:

@@ -18,6 +18,7 @@ from airlock.core.replay import Frame
 from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import BUCKETS, LateEvidence, Sums, Tally
+from airlock.steps.observations import summed
 
 Floats = npt.NDArray[np.float64]
 
@@ -130,8 +131,8 @@ def simulated(spec: ModelSpec, simulation: Simulation, *, seed: int, every: int)
         part = slice(asked.start, asked.stop)
         tally = tally_of(failed[part], latency[part], slow_limits(limits))
         ok = ~failed[part]
-        tally.difference, tally.absolute = sums_of(differences[part][ok]), sums_of(np.abs(differences[part][ok]))
-        tally.flips = sums_of(flips[part][ok])
+        tally.difference, tally.absolute = summed(differences[part][ok]), summed(np.abs(differences[part][ok]))
+        tally.flips = summed(flips[part][ok])
         tally.fallbacks = tally.errors
         evidence = None
         if late:
@@ -163,6 +164,7 @@ class Arrivals:
 
     def __init__(self, times: Floats, values: Floats) -> None:
         self._times, self._total, self._squares = times, np.cumsum(values), np.cumsum(values * values)
+        self._smallest, self._largest = np.minimum.accumulate(values), np.maximum.accumulate(values)
 
     @property
     def last(self) -> float:
@@ -170,7 +172,11 @@ class Arrivals:
 
     def by(self, time: float) -> Sums:
         n = int(np.searchsorted(self._times, time, "right"))
-        return Sums(n=n, total=float(self._total[n - 1]), squares=float(self._squares[n - 1])) if n else Sums()
+        if not n:
+            return Sums()
+        last = (column[n - 1] for column in (self._total, self._squares, self._smallest, self._largest))
+        total, squares, smallest, largest = map(float, last)
+        return Sums(n=n, total=total, squares=squares, smallest=smallest, largest=largest)
 
 
 def looks(times: Floats, every: int, wait: float) -> Iterator[tuple[range, float]]:
@@ -181,11 +187,6 @@ def looks(times: Floats, every: int, wait: float) -> Iterator[tuple[range, float
     for number in range(1, _LATER_LOOKS + 1 if wait else 0):
         until = float(times[-1]) + (wait + _TAIL.total_seconds()) * number / _LATER_LOOKS
         yield range(times.size, times.size), until
-
-
-def sums_of(values: Floats) -> Sums:
-    """Observations as sums."""
-    return Sums(n=values.size, total=float(values.sum()), squares=float(values @ values))
 
 
 def tally_of(failed: npt.NDArray[np.bool_], latency: Floats, slow: Mapping[str, float]) -> Tally:

@@ -15,7 +15,7 @@ from scipy import stats
 
 from airlock.core import guards, sequential
 from airlock.core.route import Limit
-from tests.benchmarks.quality.worlds import Floats, Stream
+from tests.benchmarks.quality.worlds import Blocks, Floats, Stream
 
 COUNTS = frozenset({"errors", "slow", "fallbacks"})
 BAKE_MINUTES = 10
@@ -26,18 +26,33 @@ Z_ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Running sums of many rollouts (rows) after ``n`` observations each (columns)."""
+    """Running sums of many rollouts (rows) after ``n`` observations each (columns), and the extremes until then."""
 
     n: Floats
     total: Floats
     squares: Floats
+    smallest: Floats
+    largest: Floats
     per: int
     rate: int
+
+    @classmethod
+    def of(cls, n: Floats, blocks: Blocks, per: int, rate: int) -> Rollouts:
+        return cls(
+            n,
+            blocks.total.cumsum(axis=1),
+            blocks.squares.cumsum(axis=1),
+            np.minimum.accumulate(blocks.smallest, axis=1),
+            np.maximum.accumulate(blocks.largest, axis=1),
+            per,
+            rate,
+        )
 
     def looks(self) -> Rollouts:
         """The same at every hundredth request only, or at every observation that takes more."""
         at = np.flatnonzero(self.n * self.per % 100 == 0)
-        return Rollouts(self.n[at], self.total[:, at], self.squares[:, at], self.per, self.rate)
+        columns = (part[:, at] for part in (self.total, self.squares, self.smallest, self.largest))
+        return Rollouts(self.n[at], *columns, self.per, self.rate)
 
     def first(self, alarms: np.ndarray) -> Floats:
         """Requests until the first alarm of each rollout."""
@@ -45,23 +60,33 @@ class Rollouts:
         return np.where(found, self.n[alarms.argmax(axis=1)] * self.per, np.inf)
 
 
-def log_e_values(n: Floats, total: Floats, squares: Floats, limit: Limit) -> Floats:
+def log_e_values(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> Floats:
     """``mean_log_e_value`` of many sums, all above the limit's bound."""
     least, greatest = guards._ends(limit) or (-math.inf, math.inf)
     scale = limit.bound - least
-    summed = total - n * least
-    squared = np.maximum(squares - 2 * least * total + n * least * least, summed * summed / n)
-    full, size = summed * summed / squared, squared / summed / scale
-    empty = np.maximum(0.0, n - full)
-    bets = sequential._bets(scale / (greatest - least))
-    logs = np.stack([full * np.log1p(bet * (size - 1)) + empty * math.log1p(-bet) for bet in bets])
+    start = np.maximum(least, np.minimum(smallest, total / n))
+    summed = np.maximum(0.0, total - n * start)
+    squared = np.maximum(squares - 2 * start * total + n * start * start, summed * summed / n)
+    some = (summed > 0) & (squared > 0)
+    high = np.divide(summed * summed, squared, out=np.zeros_like(n), where=some)
+    size = np.divide(squared, summed * scale, out=np.zeros_like(n), where=some)
+    low, lowest = np.maximum(0.0, n - high), (start - least) / scale
+    logs = np.stack(
+        [
+            high * np.log1p(bet * (lowest + size - 1)) + low * np.log1p(bet * (lowest - 1)) + weight
+            for bet, weight in sequential._bets(scale / (greatest - least))
+        ]
+    )
     top = logs.max(axis=0)
-    return top + np.log(np.exp(logs - top).mean(axis=0))
+    return top + np.log(np.exp(logs - top).sum(axis=0))
 
 
-def exceeds(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: float) -> np.ndarray:
+def exceeds(
+    n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit, alpha: float
+) -> np.ndarray:
     """Whether the guard would eject for these sums; ``guards._exceeds`` of many."""
-    n, total, squares = (np.asarray(part, dtype=float) for part in np.broadcast_arrays(n, total, squares))
+    parts = np.broadcast_arrays(n, total, squares, smallest, largest)
+    n, total, squares, smallest, largest = (np.asarray(part, dtype=float) for part in parts)
     found = np.zeros(total.shape, dtype=bool)
     two_sided = limit.signal == "difference"
     for side in (1, -1) if two_sided else (1,):
@@ -70,7 +95,8 @@ def exceeds(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: floa
             found[over] |= _surely_above(n[over], side * total[over], squares[over], limit, alpha)
         else:
             wanted = -math.log(alpha / 2 if two_sided else alpha)
-            found[over] |= log_e_values(n[over], side * total[over], squares[over], limit) >= wanted
+            lowest = smallest if side > 0 else -largest
+            found[over] |= log_e_values(n[over], side * total[over], squares[over], lowest[over], limit) >= wanted
     return found
 
 
@@ -90,30 +116,36 @@ def _surely_above(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha
 def airlock(rollouts: Rollouts, limit: Limit) -> Floats:
     """The guard: over the whole release, and over each step."""
     n, total, squares = rollouts.n, rollouts.total, rollouts.squares
+    extremes = rollouts.smallest, rollouts.largest
     if limit.late:
-        return rollouts.first(_exceeds_at(n, total, squares, limit, limit.alpha))
-    of_release = rollouts.first(_exceeds_at(n, total, squares, limit, guards._alpha(limit, of_step=False)))
+        return rollouts.first(_exceeds_at(n, total, squares, *extremes, limit, limit.alpha))
+    alpha = guards._alpha(limit, of_step=False)
+    of_release = rollouts.first(_exceeds_at(n, total, squares, *extremes, limit, alpha))
     step = np.minimum((n - 1) * rollouts.per // (rollouts.rate * BAKE_MINUTES), limit.steps - 1).astype(int)
-    # Where each look's step began: the last look of the step before.
+    # Where each look's step began: the last look of the step before. The extremes of the release hold in it too.
     began = np.searchsorted(step, step) - 1
-    fresh = [np.where(began >= 0, part[..., np.maximum(began, 0)], 0.0) for part in (n, total, squares)]
-    of_step = _exceeds_at(n - fresh[0], total - fresh[1], squares - fresh[2], limit, guards._alpha(limit, of_step=True))
+    before = [np.where(began >= 0, part[..., np.maximum(began, 0)], 0.0) for part in (n, total, squares)]
+    fresh = [part - earlier for part, earlier in zip((n, total, squares), before, strict=True)]
+    alpha = guards._alpha(limit, of_step=True)
+    of_step = _exceeds_at(*fresh, *extremes, limit, alpha)
     return np.minimum(of_release, rollouts.first(of_step))
 
 
-def _exceeds_at(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: float) -> np.ndarray:
+def _exceeds_at(
+    n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit, alpha: float
+) -> np.ndarray:
     if limit.signal in COUNTS:
         return total >= critical_hits(limit, n, alpha)
-    return exceeds(n, total, squares, limit, alpha)
+    return exceeds(n, total, squares, smallest, largest, limit, alpha)
 
 
 def critical_hits(limit: Limit, n: Floats, alpha: float) -> Floats:
     """The fewest hits for which the guard ejects after ``n`` events; infinity where it never does."""
     low, high = np.zeros(n.shape), n.copy()
-    never = ~exceeds(n, high, high, limit, alpha)
+    never = ~exceeds(n, high, high, 0.0, 1.0, limit, alpha)
     while (high - low > 1).any():
         middle = np.floor((low + high) / 2)
-        found = exceeds(n, middle, middle, limit, alpha)
+        found = exceeds(n, middle, middle, 0.0, 1.0, limit, alpha)
         low, high = np.where(found, low, middle), np.where(found, middle, high)
     return np.where(never, np.inf, high)
 

@@ -10,7 +10,7 @@ import numpy as np
 from airlock.core import guards
 from airlock.core.route import Limit
 from tests.benchmarks.quality.rules import COUNTS, Rollouts, critical_hits, exceeds
-from tests.benchmarks.quality.worlds import BUDGET, Events, Floats, Stream
+from tests.benchmarks.quality.worlds import BUDGET, Blocks, Events, Floats, Stream
 
 HORIZON = 100_000
 """Requests of a rollout."""
@@ -30,8 +30,7 @@ def judged(stream: Stream, rules: Mapping[str, Rule], *, rate: int, rollouts: in
     n = np.arange(1, blocks + 1) * float(size)
     found: dict[str, list[Floats]] = {name: [] for name in rules}
     for rows in _parts(rollouts):
-        total, squares = stream.sums(rng, (rows, blocks), size)
-        sums = Rollouts(n, total.cumsum(axis=1), squares.cumsum(axis=1), stream.per, rate)
+        sums = Rollouts.of(n, stream.sums(rng, (rows, blocks), size), stream.per, rate)
         for name, rule in rules.items():
             found[name].append(rule(sums))
     return {name: np.concatenate(parts) for name, parts in found.items()}
@@ -45,12 +44,12 @@ def detected(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Float
     if limit.signal in COUNTS:
         critical = critical_hits(limit, np.arange(1.0, longest + 1), alpha)
 
-        def alarms(n: Floats, total: Floats, squares: Floats) -> np.ndarray:
-            return total >= critical[n.astype(int) - 1]
+        def alarms(n: Floats, sums: Blocks) -> np.ndarray:
+            return sums.total >= critical[n.astype(int) - 1]
     else:
 
-        def alarms(n: Floats, total: Floats, squares: Floats) -> np.ndarray:
-            return exceeds(n, total, squares, limit, alpha)
+        def alarms(n: Floats, sums: Blocks) -> np.ndarray:
+            return exceeds(n, *sums, limit, alpha)
 
     return _run(stream, alarms, lambda *_: None, rollouts=rollouts, seed=seed)
 
@@ -65,8 +64,8 @@ def oracle(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Floats:
 
     return _run(
         stream,
-        lambda n, total, squares: score(n, total) >= upper,
-        lambda n, total, squares: score(n, total) <= lower,
+        lambda n, sums: score(n, sums.total) >= upper,
+        lambda n, sums: score(n, sums.total) <= lower,
         rollouts=rollouts,
         seed=seed,
     )
@@ -95,8 +94,8 @@ def _log_ratio(stream: Stream, limit: Limit) -> tuple[float, float]:
 
 def _run(
     stream: Stream,
-    alarms: Callable[[Floats, Floats, Floats], np.ndarray],
-    gives_up: Callable[[Floats, Floats, Floats], np.ndarray | None],
+    alarms: Callable[[Floats, Blocks], np.ndarray],
+    gives_up: Callable[[Floats, Blocks], np.ndarray | None],
     *,
     rollouts: int,
     seed: int,
@@ -108,21 +107,27 @@ def _run(
     for rows in _parts(rollouts):
         times = np.full(rows, np.inf)
         alive = np.arange(rows)
-        total, squares, done, size = np.zeros(rows), np.zeros(rows), 0, 100
+        before = Blocks(np.zeros(rows), np.zeros(rows), np.full(rows, np.inf), np.full(rows, -np.inf))
+        done, size = 0, 100
         while done < longest and len(alive):
             size = min(size, longest - done)
             values = stream.draw(rng, (len(alive), size))
-            n = np.arange(done + 1.0, done + size + 1)
-            sums = total[alive, None] + values.cumsum(axis=1)
-            of_squares = squares[alive, None] + (values * values).cumsum(axis=1)
-            found = alarms(np.broadcast_to(n, sums.shape), sums, of_squares)
-            first = np.where(found.any(axis=1), n[found.argmax(axis=1)], np.inf)
-            given = gives_up(n, sums, of_squares)
+            n = np.broadcast_to(np.arange(done + 1.0, done + size + 1), values.shape)
+            sums = Blocks(
+                before.total[alive, None] + values.cumsum(axis=1),
+                before.squares[alive, None] + (values * values).cumsum(axis=1),
+                np.minimum(before.smallest[alive, None], np.minimum.accumulate(values, axis=1)),
+                np.maximum(before.largest[alive, None], np.maximum.accumulate(values, axis=1)),
+            )
+            found = alarms(n, sums)
+            first = np.where(found.any(axis=1), n[0][found.argmax(axis=1)], np.inf)
+            given = gives_up(n, sums)
             last = np.full(len(alive), np.inf)
             if given is not None:
-                last = np.where(given.any(axis=1), n[given.argmax(axis=1)], np.inf)
+                last = np.where(given.any(axis=1), n[0][given.argmax(axis=1)], np.inf)
             times[alive] = np.where(first < last, first * stream.per, np.inf)
-            total[alive], squares[alive] = sums[:, -1], of_squares[:, -1]
+            for kept, now in zip(before, sums, strict=True):
+                kept[alive] = now[:, -1]
             alive = alive[np.isinf(first) & np.isinf(last)]
             done += size
             size = min(2 * size, 2000)

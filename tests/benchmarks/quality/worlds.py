@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,15 @@ SIGMA = 0.5
 _WORLD_SEED = 3
 
 
+class Blocks(NamedTuple):
+    """Sums over blocks of observations, rollouts by blocks, and the smallest and the largest of each block."""
+
+    total: Floats
+    squares: Floats
+    smallest: Floats
+    largest: Floats
+
+
 class Stream(Protocol):
     """Observations of one candidate."""
 
@@ -42,8 +51,8 @@ class Stream(Protocol):
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats: ...
 
-    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> tuple[Floats, Floats]:
-        """Sums of the values and of their squares of ``shape`` blocks of ``size`` observations."""
+    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> Blocks:
+        """``shape`` blocks of ``size`` observations."""
         ...
 
 
@@ -61,9 +70,8 @@ class Events:
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         return (rng.random(shape) < self.mean).astype(float)
 
-    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> tuple[Floats, Floats]:
-        hits = rng.binomial(size, self.mean, shape).astype(float)
-        return hits, hits
+    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> Blocks:
+        return _counted(rng.binomial(size, self.mean, shape).astype(float), size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,17 +94,18 @@ class Values:
         index = rng.integers(0, count, shape, dtype=np.uint8 if count <= 256 else np.uint16)
         return self.values[index]
 
-    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> tuple[Floats, Floats]:
+    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> Blocks:
         if size == 1:
             values = self.draw(rng, shape)
-            return values, values * values
+            return Blocks(values, values * values, values, values)
         rollouts, blocks = shape
-        total, squares = np.empty(shape), np.empty(shape)
+        found = Blocks(*(np.empty(shape) for _ in Blocks._fields))
         for row in range(rollouts):
             values = self.draw(rng, (blocks, size))
-            total[row] = values.sum(axis=1)
-            squares[row] = np.einsum("ij,ij->i", values, values)
-        return total, squares
+            found.total[row] = values.sum(axis=1)
+            found.squares[row] = np.einsum("ij,ij->i", values, values)
+            found.smallest[row], found.largest[row] = values.min(axis=1), values.max(axis=1)
+        return found
 
     def moved_to(self, mean: float) -> Values:
         return Values(np.clip(self.values - self.mean + mean, -1.0, 1.0), self.per)
@@ -118,10 +127,13 @@ class Turning:
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
         raise NotImplementedError("what changes with time is drawn in whole rollouts: use sums")
 
-    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> tuple[Floats, Floats]:
+    def sums(self, rng: np.random.Generator, shape: tuple[int, int], size: int) -> Blocks:
         rate = np.where(np.arange(shape[1]) * size < self.after, self.before, self.mean)
-        hits = rng.binomial(size, np.broadcast_to(rate, shape)).astype(float)
-        return hits, hits
+        return _counted(rng.binomial(size, np.broadcast_to(rate, shape)).astype(float), size)
+
+
+def _counted(hits: Floats, size: int) -> Blocks:
+    return Blocks(hits, hits, (hits >= size).astype(float), (hits > 0).astype(float))
 
 
 @dataclass(frozen=True)
