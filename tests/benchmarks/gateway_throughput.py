@@ -39,6 +39,7 @@ from airlock.core.spec import Input, Task  # noqa: E402
 from airlock.steps.conversion import to_onnx  # noqa: E402
 from tests.support.gateway_process import free_port, running_gateway  # noqa: E402
 from tests.support.tiny_models import bundle, publish, route  # noqa: E402
+from tests.support.waiting import wait_until  # noqa: E402
 
 FEATURES = [f"f{n:02d}" for n in range(20)]
 INPUTS = {name: Input(type="float") for name in FEATURES}
@@ -115,12 +116,7 @@ def uvicorn(folder: Path, name: str, source: str) -> Iterator[tuple[str, psutil.
     server = subprocess.Popen(command, cwd=folder)
     try:
         url = f"http://127.0.0.1:{port}/"
-        for _ in range(200):
-            try:
-                httpx.post(url, json={"rows": [dict.fromkeys(FEATURES, 0.0)]})
-                break
-            except httpx.HTTPError:
-                time.sleep(0.05)
+        wait_until(lambda: _answers(url), f"{name} to answer")
         yield url, psutil.Process(server.pid)
     finally:
         server.terminate()
@@ -156,12 +152,19 @@ def load(url: str, server: psutil.Process, script: Path, seconds: int, connectio
     return Run(rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit], 1e6 * spent / requests)
 
 
+def _answers(url: str) -> bool:
+    try:
+        httpx.post(url, json={"rows": [dict.fromkeys(FEATURES, 0.0)]})
+    except httpx.HTTPError:
+        return False
+    return True
+
+
 def settle(url: str, generation: int) -> None:
-    for _ in range(500):
-        if httpx.get(f"{url}/v1/models/late/status").json()["generation"] == generation:
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"the gateway did not take generation {generation}")
+    wait_until(
+        lambda: httpx.get(f"{url}/v1/models/late/status").json()["generation"] == generation,
+        f"the gateway to take generation {generation}",
+    )
 
 
 def measure(rounds: int, seconds: int, connections: int) -> dict[str, object]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,7 +105,6 @@ def test_every_verb_helps_with_an_example(verb: str) -> None:
 
 
 def test_help_imports_nothing_slow() -> None:
-    began = time.monotonic()
     code = (
         "import sys; sys.argv = ['airlock', '--help']\n"
         "from airlock.cli import main\n"
@@ -114,7 +112,6 @@ def test_help_imports_nothing_slow() -> None:
         "finally: print(*sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - began < 5
     loaded = set(said.split())
     assert loaded.isdisjoint({"airflow", "mlflow", "feast", "pandas", "numpy", "sqlalchemy", "httpx", "bentoml"})
 

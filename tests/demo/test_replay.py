@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +13,7 @@ import pytest
 
 from airlock.demo.feed import Tick
 from airlock.demo.world import World
+from tests.support.waiting import wait_until
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 
@@ -81,18 +81,11 @@ def gateway() -> Iterator[Gateway]:
     server.server_close()
 
 
-def wait(reached: Any) -> None:
-    deadline = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_every_flight_asks_once_in_order_over_kept_connections(gateway: Gateway) -> None:
     flights = Flights()
     world = World(flights, gateway.url, START, key="flight_id", speed=24)
     world.start()
-    wait(lambda: world.traffic().requests >= 40)
+    wait_until(lambda: world.traffic().requests >= 40, "40 requests")
     world.stop()
     traffic = world.traffic(latencies=True)
     asked = [body["key"] for body in gateway.bodies]
@@ -107,7 +100,7 @@ def test_every_flight_asks_once_in_order_over_kept_connections(gateway: Gateway)
 def test_a_refused_flight_is_lost_and_told(gateway: Gateway) -> None:
     world = World(Flights(names="bad"), gateway.url, START, key="flight_id", speed=24)
     world.start()
-    wait(lambda: world.traffic().requests >= 4)
+    wait_until(lambda: world.traffic().requests >= 4, "four requests")
     world.stop()
     traffic = world.traffic()
     assert traffic.failed == traffic.requests
@@ -117,7 +110,7 @@ def test_a_refused_flight_is_lost_and_told(gateway: Gateway) -> None:
 def test_no_gateway_is_a_lost_request_too() -> None:
     world = World(Flights(), "http://127.0.0.1:9/predict", START, key="flight_id", speed=24)
     world.start()
-    wait(lambda: world.traffic().requests >= 4)
+    wait_until(lambda: world.traffic().requests >= 4, "four requests")
     world.stop()
     assert world.traffic().failed == world.traffic().requests
     assert "ConnectError" in (world.traffic().first_failure or "")
@@ -128,7 +121,7 @@ def test_a_fast_clock_asks_of_fewer_flights_and_a_slow_one_of_all(gateway: Gatew
     world = World(flights, gateway.url, START, key="flight_id", speed=24, max_rate=60)
     world.slow_from(START + timedelta(hours=3))
     world.start()
-    wait(lambda: len(flights.asked) >= 4)
+    wait_until(lambda: len(flights.asked) >= 4, "four hours")
     world.stop()
     shares = [share for _, share in flights.asked]
     assert shares[:3] == [pytest.approx(60 / (24 * 40))] * 3
@@ -140,9 +133,9 @@ def test_a_skip_goes_forward_only(gateway: Gateway) -> None:
     world = World(flights, gateway.url, START, key="flight_id", speed=24)
     world.skip(START - timedelta(days=9))
     world.start()
-    wait(lambda: len(flights.asked) >= 2)
+    wait_until(lambda: len(flights.asked) >= 2, "two hours")
     world.skip(START + timedelta(days=9))
-    wait(lambda: world.now >= START + timedelta(days=9))
+    wait_until(lambda: world.now >= START + timedelta(days=9), "the clock to skip")
     world.stop()
     assert flights.asked[0][0] == START
 
@@ -153,7 +146,7 @@ def test_what_stops_the_replay_is_told_to_whoever_asks(gateway: Gateway) -> None
     world = World(flights, gateway.url, START, key="flight_id", speed=24)
     world.start()
     with pytest.raises(RuntimeError, match="the feed is gone"):
-        wait(lambda: world.traffic() is None)
+        wait_until(lambda: world.traffic() is None, "an error")
     world.stop()
 
 

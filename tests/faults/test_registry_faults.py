@@ -157,7 +157,6 @@ def test_f15_mlflow_is_killed_and_a_rollback_goes_through(
         client_of_gateway.more(5)
     assert client_of_gateway.errors == []
     in_effect = next(a["asked_at"] for a in client_of_gateway.answers[seen:] if a["version"] == "1") - began
-    assert in_effect < 1.0
     assert client_of_gateway.answers[-1]["version"] == "1"
     assert [effect.kind for effect in world.ledger.pending_effects(world.model) if effect.kind == "aliases"]
     with pytest.raises(Unavailable, match="does not answer"):

@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from airlock.stack import Stack, embedded, processes
 from airlock.stack.parts import PARTS, Part
 from airlock.stack.ports import Ports
 from airlock.stack.state import Process, StackState, read_state, state_file, write_state
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -142,7 +142,7 @@ def test_what_ignores_a_request_and_what_lost_its_parent_is_ended_too(
     stand_ins.programs["scheduler"] = f"{ORPHANING}; {SLEEP}"
     stand_ins.programs["triggerer"] = STUBBORN
     stack.up(9200)
-    _wait(lambda: len(marked(tmp_path)) == len(PARTS) + 1)
+    wait_until(lambda: len(marked(tmp_path)) == len(PARTS) + 1, "every process", seen=lambda: marked(tmp_path))
     state = read_state(settings.load())
     assert state is not None
     os.kill(state.parts["scheduler"].pid, signal.SIGKILL)
@@ -158,7 +158,7 @@ def test_a_stack_that_was_killed_half_way_up_is_cleared_first(stack: Stack, tmp_
     (tmp_path / "stack").mkdir()
     write_state(settings.load(), StackState(stack_id="before", port_base=9200))
     reaped = stray.poll
-    _wait(lambda: len(marked(tmp_path)) == 1)
+    wait_until(lambda: len(marked(tmp_path)) == 1, "all but one to end", seen=lambda: marked(tmp_path))
     assert stack.up(9200)
     assert reaped() is not None
     assert len(marked(tmp_path)) == len(PARTS)
@@ -178,10 +178,3 @@ def test_memory_is_counted_once() -> None:
     assert 5 < here < 5_000
     assert processes.memory_mb([]) == 0.0
     assert processes.memory_mb([2**22 - 1]) == 0.0
-
-
-def _wait(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -57,28 +57,24 @@ def version(home: Path) -> VersionRef:
 
 @pytest.mark.integration
 def test_a_bento_holds_the_gated_bytes(home: Path, version: VersionRef) -> None:
-    started = time.monotonic()
     bento = packaging.package(SPEC, settings_at(home), version)
-    seconds = time.monotonic() - started
 
     assert bento.tag == f"late:v3-{version.bundle.digest[7:15]}"
     assert bento.digest == version.bundle.digest
     assert Path(bento.path).is_relative_to(home / "bentoml" / "bentos" / "late")
     assert verify(Path(bento.path), version.bundle.digest).model == "late"
-    assert seconds < 30
     root = Path(bento.path).parents[1]
     assert (root / "env" / "docker" / "Dockerfile").exists(), "BentoML writes the container build file"
     assert not list(home.glob("bentoml/building-*")), "scratch is left"
 
 
 @pytest.mark.integration
-def test_packaging_twice_uses_the_same_bento(home: Path, version: VersionRef) -> None:
+def test_packaging_twice_uses_the_same_bento(home: Path, version: VersionRef, monkeypatch: pytest.MonkeyPatch) -> None:
     first = packaging.package(SPEC, settings_at(home), version)
     made_at = (Path(first.path) / ONNX).stat().st_mtime_ns
-    started = time.monotonic()
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it is built again"))
     assert packaging.package(SPEC, settings_at(home), version) == first
     assert (Path(first.path) / ONNX).stat().st_mtime_ns == made_at
-    assert time.monotonic() - started < 3
 
 
 @pytest.mark.integration

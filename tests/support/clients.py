@@ -9,6 +9,7 @@ from typing import Any, Self
 import httpx
 
 from tests.support.tiny_models import GOOD_ROW
+from tests.support.waiting import wait_until
 
 
 class Client:
@@ -34,10 +35,12 @@ class Client:
 
     def more(self, count: int) -> None:
         """Wait until so many more requests were answered."""
-        wanted, deadline = len(self.answers) + count, time.monotonic() + 60
-        while len(self.answers) < wanted:
-            assert time.monotonic() < deadline, f"{len(self.answers)} of {wanted} answers; {self.errors[:3]}"
-            time.sleep(0.002)
+        wanted = len(self.answers) + count
+        wait_until(
+            lambda: len(self.answers) >= wanted,
+            f"{wanted} answers",
+            seen=lambda: f"{len(self.answers)} answers; {self.errors[:3]}",
+        )
 
     def _ask(self) -> None:
         number = 0
@@ -53,4 +56,4 @@ class Client:
                     self.answers.append({**response.json(), "asked_at": time.monotonic()})
                 else:
                     self.errors.append(response.text)
-                time.sleep(self._pause_s)
+                self._ended.wait(self._pause_s)

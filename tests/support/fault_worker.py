@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,13 +21,13 @@ import psutil
 from airlock.control.projection import Aliases
 from airlock.ledger import Ledger
 from airlock.ledger.engine import engine_of
+from tests.support.waiting import PATIENCE_S, wait_until
 
 FORKS = multiprocessing.get_context("forkserver")
 # Imports take seconds: they are done once, in a process without threads and connections, and every worker is its fork.
 FORKS.set_forkserver_preload(["__main__", "tests.support.fault_preload"])
 
 _WRITES = ("lease", "release_lease", "open", "transition", "route_only", "effect_done", "record", "save_state", "claim")
-WAIT_S = 90
 
 
 class Points:
@@ -46,8 +45,7 @@ class Points:
         if self._stop_at in (name, len(self.passed) - 1):
             self._stop_at = None
             _write(self._folder / "stopped", name)
-            while not (self._folder / "go").exists():
-                time.sleep(0.002)
+            wait_until((self._folder / "go").exists, "the test to let the worker go on", patience=600, every=0.002)
 
     def watch(self, url: str) -> None:
         """Watch the ledger's commits and the route's documents from now on, in this whole process."""
@@ -141,27 +139,21 @@ class Worker:
 
     def stopped(self) -> str | None:
         """The point where it has stopped, or ``None`` when it ended without reaching it."""
-        deadline = time.monotonic() + WAIT_S
-        while not (self.folder / "stopped").exists():
-            if not self._process.is_alive() and not (self.folder / "stopped").exists():
-                return None
-            assert time.monotonic() < deadline, "the worker neither stops nor ends"
-            time.sleep(0.002)
-        return (self.folder / "stopped").read_text()
+        marker = self.folder / "stopped"
+        wait_until(lambda: marker.exists() or not self._process.is_alive(), "the worker to stop or end", every=0.002)
+        return marker.read_text() if marker.exists() else None
 
     def kill(self) -> None:
         """SIGKILL."""
         os.kill(self.pid, signal.SIGKILL)
-        self._process.join(WAIT_S)
+        self._process.join(PATIENCE_S)
         assert self._process.exitcode == -signal.SIGKILL
 
     def sleep(self) -> None:
         """SIGSTOP: it does not notice."""
         os.kill(self.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + WAIT_S
-        while psutil.Process(self.pid).status() != psutil.STATUS_STOPPED:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        process = psutil.Process(self.pid)
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the worker to stand still", seen=process.status)
 
     def wake(self) -> None:
         """SIGCONT."""
@@ -182,7 +174,7 @@ class Worker:
         return str(self._ended().get("raised", "done"))
 
     def _ended(self) -> dict[str, Any]:
-        self._process.join(WAIT_S)
+        self._process.join(PATIENCE_S)
         assert not self._process.is_alive(), "the worker does not end"
         assert self._process.exitcode == 0, f"the worker ended with {self._process.exitcode}"
         return dict(json.loads((self.folder / "ended").read_text()))
@@ -191,7 +183,7 @@ class Worker:
         """SIGKILL, whatever it does."""
         if self._process.is_alive():
             os.kill(self.pid, signal.SIGKILL)
-        self._process.join(WAIT_S)
+        self._process.join(PATIENCE_S)
 
 
 def _run(work: Callable[..., object], arguments: tuple[object, ...], folder: Path, stop_at: int | str | None) -> None:

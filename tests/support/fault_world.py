@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,6 +25,7 @@ from airlock.settings import Settings
 from tests.support.control import FINITE, held
 from tests.support.fault_worker import FileAliases, Points, WatchedAliases
 from tests.support.tiny_models import bundle
+from tests.support.waiting import wait_until
 
 AHEAD = timedelta(seconds=6)
 """How far the clock of whoever comes after a killed worker is ahead: a lease has run out by then."""
@@ -142,18 +142,17 @@ class World:
         except (NotFound, Unavailable):
             return None
 
-    def followed(self, reached: Callable[[GatewayStatus], bool] | None = None, seconds: float = 20) -> GatewayStatus:
+    def followed(self, reached: Callable[[GatewayStatus], bool] | None = None) -> GatewayStatus:
         """Wait until the gateway follows the ledger's route, or until what it says is as wished."""
-        deadline = time.monotonic() + seconds
         route = self.ledger.route(self.model)
         assert route is not None
         wished = reached or (lambda status: (status.generation, status.checksum) == (route.generation, route.checksum))
-        while time.monotonic() < deadline:
+
+        def found() -> GatewayStatus | None:
             status = self.status()
-            if status is not None and wished(status):
-                return status
-            time.sleep(0.01)
-        raise AssertionError(f"the gateway says {status}, the ledger {route}")
+            return status if status is not None and wished(status) else None
+
+        return wait_until(found, f"the gateway to follow {route}", seen=self.status)
 
     def reconciled(self, clock: Callable[[], datetime] | None = None) -> list[Repair]:
         """What a reconciliation finds and repairs."""

@@ -6,13 +6,14 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import psutil
+
+from tests.support.waiting import wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -60,18 +61,16 @@ class GatewayProcess:
         self._parent = psutil.Process(self.process.pid)
         self._workers: list[psutil.Process] = []
 
-    def wait_until_up(self, path: str = "/healthz", seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def wait_until_up(self, path: str = "/healthz") -> None:
+        def answers() -> bool:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
-                if httpx.get(self.url + path, timeout=1).is_success:
-                    self._workers = self._parent.children(recursive=True)
-                    return
+                return httpx.get(self.url + path, timeout=5).is_success
             except httpx.HTTPError:
-                pass
-            time.sleep(0.05)
-        raise AssertionError(f"{path} did not answer in {seconds} s: {self.log.read_text()[-3000:]}")
+                return False
+
+        wait_until(answers, f"{path} to answer", seen=lambda: self.log.read_text()[-3000:], every=0.05)
+        self._workers = self._parent.children(recursive=True)
 
     def kill(self) -> None:
         """SIGKILL to the parent and to its worker, which has a process group of its own."""

@@ -37,6 +37,7 @@ from airlock.stack import Stack, parts, password_of, processes, settings_of
 from airlock.stack.ports import Ports
 from airlock.stack.state import read_state, write_state
 from airlock.steps import evaluation, export, features, packaging, registry, snapshot, training, validation
+from tests.support.waiting import PATIENCE_S, wait_until
 
 T = TypeVar("T")
 _AIRLOCK = (sys.executable, "-c", "from airlock.cli import main; main()")
@@ -299,13 +300,13 @@ class Live:
         model = run.dag_id.removesuffix("__release")
         return next(release for release in self.ledger.releases(model) if release.run == name)
 
-    def ended(self, run: Run, *, timeout: float = 180) -> Run:
+    def ended(self, run: Run) -> Run:
         def finished() -> Run | None:
             with self.api() as api:
                 found = api.run(run.dag_id, run.dag_run_id)
             return found if found.finished else None
 
-        return self.until(f"{run.dag_id} {run.dag_run_id} to end", finished, timeout, tell=lambda: self.story(run))
+        return self.until(f"{run.dag_id} {run.dag_run_id} to end", finished, patience=300, tell=lambda: self.story(run))
 
     def question(self, run: Run, task: str, user: str = "approver") -> Approval:
         """The question of a task, once a person can answer it."""
@@ -362,18 +363,19 @@ class Live:
         while time.monotonic() < end:
             if (status := self.status(model)) is not None:
                 seen.add(0.0 if status.ejection is not None else status.share)
-            time.sleep(0.1)
+            time.sleep(0.1)  # sleeps because: it watches for a while that nothing happens
         return seen
 
     def until(
-        self, what: str, reached: Callable[[], T | None], timeout: float = 120, *, tell: Callable[[], str] = lambda: ""
+        self,
+        what: str,
+        reached: Callable[[], T | None],
+        *,
+        patience: float = PATIENCE_S,
+        tell: Callable[[], str] = lambda: "",
     ) -> T:
         """What ``reached`` answers, as soon as that is something."""
-        deadline = time.monotonic() + timeout
-        while not (found := reached()):
-            assert time.monotonic() < deadline, f"waited {timeout:g} s for {what}\n{tell()}"
-            time.sleep(0.25)
-        return found
+        return wait_until(reached, what, seen=tell, patience=patience, every=0.25)
 
     # Accidents.
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.support.gateway_process import free_port
+from tests.support.waiting import wait_until
 
 
 class MlflowServer:
@@ -39,16 +39,16 @@ class MlflowServer:
             self._process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=self._home, start_new_session=True
             )
-        deadline = time.monotonic() + 90
-        while time.monotonic() < deadline:
-            assert self._process.poll() is None, log.read_text()[-2000:]
+        process = self._process
+
+        def answers() -> bool:
+            assert process.poll() is None, log.read_text()[-2000:]
             try:
-                if httpx.get(f"{self.url}/health", timeout=2).is_success:
-                    return
+                return httpx.get(f"{self.url}/health", timeout=5).is_success
             except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(f"no MLflow server after 90 s: {log.read_text()[-2000:]}")
+                return False
+
+        wait_until(answers, "the MLflow server to answer", seen=lambda: log.read_text()[-2000:], every=0.1)
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL for what is left."""
