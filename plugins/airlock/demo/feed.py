@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _PLACES = 2**32
-_START_TIMEOUT = 120.0
-_TICK_TIMEOUT = 60.0
+_PATIENCE = 300.0
+"""Seconds. It imports Feast and pushes features in less than ten, on a machine with nothing else to do."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Feed:
 
     def open(self, now: datetime) -> None:
         """Publish what is known at ``now``. Blocks until the process has imported what it needs."""
-        self._ask(("open", now), _START_TIMEOUT)
+        self._ask(("open", now), _PATIENCE)
 
     def tick(self, since: datetime, until: datetime, share: float) -> Tick:
         """Publish the features as known at ``since`` and deliver the labels of the flights that landed by then.
 
         Answers a ``share`` in (0, 1] of the flights scheduled in [since, until), always the same ones.
         """
-        tick = self._ask(("tick", since, until, share), _TICK_TIMEOUT)
+        tick = self._ask(("tick", since, until, share), _PATIENCE)
         assert isinstance(tick, Tick)  # noqa: S101 - narrows what the pipe carried
         return tick
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from rich.table import Table
 from airlock import settings as environment
 from airlock import specs
 from airlock.airflow_api import AirflowApi
-from airlock.core.errors import AirlockError, NotPossible, Unavailable
+from airlock.core.errors import AirlockError, NotPossible
 from airlock.core.spec import ModelSpec
 from airlock.demo.feed import Feed
 from airlock.demo.home import fresh_home
 from airlock.demo.progress import Poll, Progress
 from airlock.demo.story import APRIL, MODEL, Story
 from airlock.demo.summary import Champion, Client, RouteChange, Summary, quantile_ms
+from airlock.demo.waiting import Patience, StoryBroken
 from airlock.demo.world import World
 from airlock.ledger import Ledger
 from airlock.settings import Settings
@@ -28,7 +28,6 @@ from airlock.stack import ADMIN, APPROVER, Stack, exclusive, password_of, passwo
 from airlock.stack.signals import undisturbed
 
 SPEED = 6.0
-_DAGS_TIMEOUT = 60.0
 
 
 def demo_home() -> Path:
@@ -129,21 +128,23 @@ def _play(
 def _wait_for_dags(api: AirflowApi) -> None:
     """Wait until the scheduler knows the model's DAGs."""
     wanted = [f"{MODEL}__{kind}" for kind in ("train", "release", "monitor")]
-    deadline = time.monotonic() + _DAGS_TIMEOUT
-    while missing := [dag_id for dag_id in wanted if not api.has_dag(dag_id)]:
-        if time.monotonic() > deadline:
-            errors = "; ".join(f"{file}: {text.strip().splitlines()[-1]}" for file, text in api.import_errors().items())
-            raise Unavailable(f"Airflow does not know {', '.join(missing)} after {_DAGS_TIMEOUT:.0f} s: {errors}")
-        time.sleep(0.3)
+
+    def known() -> bool:
+        if errors := api.import_errors():
+            said = "; ".join(f"{file}: {text.strip().splitlines()[-1]}" for file, text in errors.items())
+            raise StoryBroken(f"Airflow cannot read {said}")
+        return all(api.has_dag(dag_id) for dag_id in wanted)
+
+    Patience().until(known, f"Airflow to know {', '.join(wanted)}", lambda: [api.has_dag(dag_id) for dag_id in wanted])
 
 
 def _watch(progress: Progress, ledger: Ledger, world: World) -> None:
-    """Bring the line of now up to date, and tell every new route."""
-    route = ledger.route(MODEL)
-    if route is not None and route.generation != progress.now.generation:
-        progress.now.generation = route.generation
-        progress.route(route.weights, route.champion, route.shadow, route.reason)
+    """Bring the line of now up to date, and tell every new route. What does not answer is asked again."""
     with contextlib.suppress(AirlockError):
+        route = ledger.route(MODEL)
+        if route is not None and route.generation != progress.now.generation:
+            progress.now.generation = route.generation
+            progress.route(route.weights, route.champion, route.shadow, route.reason)
         traffic = world.traffic()
         progress.now.requests, progress.now.failed = traffic.requests, traffic.failed
         progress.now.clock = traffic.now if traffic.requests else None

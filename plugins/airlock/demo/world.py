@@ -19,7 +19,7 @@ from airlock.demo.feed import Tick
 
 _TICK = timedelta(hours=1)
 _CLIENTS = 4
-_TIMEOUT = 10.0
+_TIMEOUT = 30.0
 _FLIGHTS_AN_HOUR = 40  # on average over the year, day and night: 336,776 / 8,760
 
 

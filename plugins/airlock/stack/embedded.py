@@ -34,7 +34,8 @@ from airlock.stack.ports import Ports
 from airlock.stack.signals import undisturbed
 from airlock.stack.state import StackState, exclusive, forget_state, read_state, settings_of, with_ports, write_state
 
-_START_TIMEOUT = 120.0
+_STALL = 300.0
+"""Seconds without any part becoming healthy after which a start has failed; all are up in 20 on a quiet machine."""
 _STOP_GRACE = 12.0
 _AIRFLOW_HEALTH = {
     API_SERVER: "metadatabase",
@@ -152,20 +153,27 @@ class Stack:
         migration = self._launch(migrate(settings, env), settings)
         for name in (MLFLOW, GATEWAY):
             state = self._launch_part(state, wanted[name], settings)
-        if migration.wait(timeout=_START_TIMEOUT) != 0:
+        try:
+            migration.wait(timeout=_STALL)
+        except subprocess.TimeoutExpired as error:
+            log = log_file(settings, "db-migrate")
+            raise Unavailable(f"Airflow's database is not migrated after {_STALL:.0f} s; see {log}") from error
+        if migration.returncode != 0:
             raise Unavailable(_died("db-migrate", migration.returncode, settings))
         for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER):
             state = self._launch_part(state, wanted[name], settings)
+        moved = time.monotonic()
         with httpx.Client(timeout=2.0) as client:
             while waiting:
                 for name in sorted(waiting & _healthy(client, settings)):
                     waiting.discard(name)
-                    progress(name, time.monotonic() - began)
+                    moved = time.monotonic()
+                    progress(name, moved - began)
                 self._require_alive(state, settings)
-                if time.monotonic() - began > _START_TIMEOUT:
+                if time.monotonic() - moved > _STALL:
                     logs = ", ".join(str(log_file(settings, name)) for name in sorted(waiting))
                     raise Unavailable(
-                        f"{', '.join(sorted(waiting))} not healthy after {_START_TIMEOUT:.0f} s; see {logs}"
+                        f"{', '.join(sorted(waiting))} not healthy, and nothing moved for {_STALL:.0f} s; see {logs}"
                     )
                 time.sleep(0.1)
 
