@@ -150,9 +150,11 @@ def test_a_last_step_that_was_only_entered_promotes_nothing(
 
 def test_every_limit_must_have_been_judged(make_control: MakeControl) -> None:
     promoted(make_control(), "1")
-    release = in_step(make_control(), "2", "canary_100")
-    held(make_control(), release)
     stricter = make_control(guards=[ERRORS, {"kind": "latency", "max_p99_ms": 20}])
+    release = in_step(stricter, "2", "canary_100")
+    standing = stricter.ledger.release(release.id)
+    errors = Verdict(name="error_rate", status=Status.PASS, reason="0 of 100")
+    stricter.ledger.record(standing, [errors], step="canary_100", now=standing.entered_at)
     with pytest.raises(NotPossible, match="no verdict of latency_p99"):
         stricter.promote(release.id)
 

@@ -14,9 +14,9 @@ from airlock.cli.output import AsJson, Exit, fail, out, print_json, reported
 from airlock.cli.steer import Actor
 
 if TYPE_CHECKING:
+    from airlock.control import ReleaseControl
     from airlock.core.experiment_plan import Baseline
     from airlock.core.release import Release
-    from airlock.core.spec import ModelSpec
     from airlock.ledger import Ledger
     from airlock.settings import Settings
     from airlock.steps.experiment import Report
@@ -75,12 +75,11 @@ def plan(
 @app.command(epilog="Example: airlock experiment status flight_delay --json")
 def status(model: Model, as_json: AsJson = False) -> None:
     """Tell how the newest experiment stands: assignments, differences with their bounds, and what to do."""
-    from airlock import specs
+    from airlock.control import ReleaseControl
 
     with reported():
         here = settings.load()
-        spec = specs.find(here, model)
-        found = _report(spec, here, _ledger(here))
+        found = _report(ReleaseControl(model, here, _ledger(here)))
         if as_json:
             print_json(found.model_dump(mode="json"))
         else:
@@ -97,7 +96,6 @@ def conclude(
     as_json: AsJson = False,
 ) -> None:
     """End the experiment that runs: as was found, or as somebody decides. Guards still hold a promotion back."""
-    from airlock import specs
     from airlock.control import ReleaseControl
 
     if promote and keep:
@@ -106,10 +104,9 @@ def conclude(
         fail("who decides against or ahead of the evidence says why: --reason TEXT", Exit.USAGE)
     with reported():
         here = settings.load()
-        spec = specs.find(here, model)
         ledger = _ledger(here)
-        found = _report(spec, here, ledger)
-        control = ReleaseControl(spec, here, ledger)
+        control = ReleaseControl(model, here, ledger)
+        found = _report(control)
         _require_running(control.current(), found)
         forced = "promote" if promote else "keep" if keep else None
         action, why = _decided(found, forced, reason)
@@ -153,13 +150,15 @@ def _require_running(current: Release | None, found: Report) -> None:
         )
 
 
-def _report(spec: ModelSpec, here: Settings, ledger: Ledger) -> Report:
+def _report(control: ReleaseControl) -> Report:
+    """The newest experiment, by the spec that it was opened with."""
     from airlock.steps import experiment
 
-    routes = ledger.routes(spec.model)
-    experiment.experiment_of(spec)
-    release = experiment.newest(ledger.releases(spec.model), routes, spec.model)
-    return experiment.report(spec, here, release, routes, until=datetime.now(UTC))
+    releases, routes = control.ledger.releases(control.model), control.ledger.routes(control.model)
+    if not releases:
+        experiment.experiment_of(control.spec)
+    release = experiment.newest(releases, routes, control.model)
+    return experiment.report(control.spec_of(release), control.settings, release, routes, until=datetime.now(UTC))
 
 
 def _ledger(here: Settings) -> Ledger:

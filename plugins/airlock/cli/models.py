@@ -14,6 +14,7 @@ from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reporte
 
 if TYPE_CHECKING:
     from airlock.airflow_api import AirflowApi, Run
+    from airlock.ledger import Ledger
 
 
 def version_number(value: str | None) -> str | None:
@@ -107,13 +108,14 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Tell a model's releases as a timeline: who, what and why."""
-    from airlock import specs
+    from airlock.control import ReleaseControl
     from airlock.ledger import Ledger
 
     with reported():
         here = settings.load()
-        specs.find(here, model)
-        entries = Ledger(here.ledger_url).timeline(model)[-last:]
+        ledger = Ledger(here.ledger_url)
+        require_known(here, ledger, model)
+        entries = ledger.timeline(model)[-last:]
         if as_json:
             print_json([entry.model_dump(mode="json") for entry in entries])
             return
@@ -124,6 +126,23 @@ def history(
             version = f"v{entry.version}" if entry.version else ""
             what = f"{entry.at:%Y-%m-%d %H:%M:%S}  {version:<5} {entry.event:<10} {where:<12}"
             out.print(f"{what} {entry.actor}: {entry.reason}", markup=False)
+        control = ReleaseControl(model, here, ledger)
+        for release in control.open_releases():
+            if (note := control.spec_note(release)) is not None:
+                out.print(f"note: {note}", markup=False)
+
+
+def require_known(here: settings.Settings, ledger: Ledger, model: str) -> None:
+    """Refuse a name that neither a file nor the ledger knows.
+
+    Raises:
+        NotFound: it is one; names the closest.
+    """
+    from airlock import specs
+
+    if model in ledger.models() or (here.specs / f"{model}.yaml").is_file():
+        return
+    specs.find(here, model)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from airlock import settings
 from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reported
 
 if TYPE_CHECKING:
+    from airlock.core.release import Release
     from airlock.core.replay_report import Repeated, ReplayReport
     from airlock.core.spec import ModelSpec
     from airlock.steps.replay import Recorded
@@ -54,21 +55,24 @@ def replay(  # noqa: PLR0917 - one for each option
 ) -> None:
     """Show what a policy decides about recorded or simulated traffic, when, and how wrong.
 
-    Without --simulate, --release or --candidate it replays the newest release in the ledger.
+    Without --simulate, --release or --candidate it replays the newest release in the ledger. Without --policy a release
+    is replayed by the spec that it was opened with, everything else by the model's file.
     """
     from airlock import specs
 
     with reported():
         here = settings.load()
-        spec = specs.find(here, model) if policy is None else specs.load_spec(policy)
-        if spec.model != model:
+        spec = specs.load_spec(policy) if policy is not None else None
+        if spec is not None and spec.model != model:
             fail(f"{policy} is the spec of {spec.model}, not of {model}", Exit.USAGE)
         if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
             fail(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf", Exit.USAGE)
         if simulate is not None:
             if given := [f"--{name}" for name, value in _recorded(release, candidate, champion, since, until) if value]:
                 fail(f"--simulate makes up its traffic: leave {', '.join(given)} out", Exit.USAGE)
-            _simulated(spec, _simulation(simulate), repeats, seed, look_every, plot, as_json=as_json)
+            _simulated(
+                spec or specs.find(here, model), _simulation(simulate), repeats, seed, look_every, plot, as_json=as_json
+            )
             return
         if repeats != 1:
             fail("a recorded log has happened once: --repeats goes with --simulate", Exit.USAGE)
@@ -77,7 +81,10 @@ def replay(  # noqa: PLR0917 - one for each option
         if (candidate is None) != (champion is None):
             fail("--candidate and --champion go together", Exit.USAGE)
         if candidate is None or champion is None:
-            release, candidate, champion = _release(here, model, release)
+            found, champion = _release(here, model, release)
+            release, candidate = found.id, found.version
+            spec = spec or _opened_with(here, found)
+        spec = spec or specs.find(here, model)
         from airlock.steps.replay import recorded
 
         with err.status("reading the prediction log", spinner="dots"):
@@ -98,8 +105,15 @@ def _recorded(*values: str | None) -> list[tuple[str, str | None]]:
     return list(zip(("release", "candidate", "champion", "from", "until"), values, strict=True))
 
 
-def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[str, str, str]:
-    """A release of the ledger, with its versions."""
+def _opened_with(here: settings.Settings, release: Release) -> ModelSpec:
+    from airlock.control import ReleaseControl
+    from airlock.ledger import Ledger
+
+    return ReleaseControl(release.model, here, Ledger(here.ledger_url)).spec_of(release)
+
+
+def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[Release, str]:
+    """A release of the ledger, and the champion that it was compared with."""
     from sqlalchemy.engine import make_url
 
     from airlock.core.errors import NotFound
@@ -114,7 +128,7 @@ def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[s
             f"the ledger has no {asked} of {model} with a champion beside it; "
             "name the versions with --candidate and --champion, or try --simulate"
         )
-    return found.id, found.version, found.champion
+    return found, found.champion
 
 
 def _replay_recorded(spec: ModelSpec, traffic: Recorded, who: str, plot: Path | None, *, as_json: bool) -> None:

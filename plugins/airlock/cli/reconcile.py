@@ -23,14 +23,16 @@ def reconcile(
     as_json: AsJson = False,
 ) -> None:
     """Make routes, aliases and releases agree with the ledger again. Exits with 1 if something is left to do."""
+    from airlock.ledger import Ledger
     from airlock.specs import spec_files
 
     with reported():
         if model is not None:
             found = {model: _reconciled(model, dry_run=dry_run)}
         else:
-            names = [path.stem for path in spec_files(settings.load().specs)]
-            found = {name: _as_far_as_possible(name, dry_run=dry_run) for name in names}
+            here = settings.load()
+            names = {path.stem for path in spec_files(here.specs)} | set(Ledger(here.ledger_url).models())
+            found = {name: _reconciled(name, dry_run=dry_run) for name in sorted(names)}
         if as_json:
             print_json(
                 {name: [repair.model_dump(mode="json") for repair in repairs] for name, repairs in found.items()}
@@ -39,19 +41,6 @@ def reconcile(
             _tell_repairs(found)
         if any(not repair.done for repairs in found.values() for repair in repairs):
             raise typer.Exit(Exit.FAILED)
-
-
-def _as_far_as_possible(model: str, *, dry_run: bool) -> list[Repair]:
-    """One model's repairs; a spec that cannot be read keeps no other model from being repaired."""
-    from airlock import specs
-    from airlock.control.reconcile import Repair
-    from airlock.core.errors import SpecError
-
-    try:
-        specs.find(settings.load(), model)
-    except SpecError as error:
-        return [Repair(kind="spec", what=str(error), done=False)]
-    return _reconciled(model, dry_run=dry_run)
 
 
 def _reconciled(model: str, *, dry_run: bool) -> list[Repair]:

@@ -37,12 +37,11 @@ def show(
 
     with reported():
         here = settings.load()
-        spec = _spec(here, model)
         found = record.verify(_folder(here, model, release) / record.RECORD, here)
         if as_json:
             print_json(found.model_dump(mode="json"))
         else:
-            out.print(markdown(spec, found), markup=False)
+            out.print(markdown(_spec(here, model, found.release), found), markup=False)
 
 
 @app.command(epilog="Example: airlock record card flight_delay --form html > card.html")
@@ -56,7 +55,6 @@ def card(
 
     with reported():
         here = settings.load()
-        _spec(here, model)
         name = model_card.HTML if form is Form.HTML else model_card.MARKDOWN
         typer.echo((_folder(here, model, release) / name).read_text())
 
@@ -79,10 +77,13 @@ def verify(
             out.print(f"{file}: {what}; valid", markup=False)
 
 
-def _spec(here: settings.Settings, model: str) -> ModelSpec:
-    from airlock import specs
+def _spec(here: settings.Settings, model: str, release: str) -> ModelSpec:
+    """What the release was opened with."""
+    from airlock.control import ReleaseControl
+    from airlock.ledger import Ledger
 
-    return specs.find(here, model)
+    control = ReleaseControl(model, here, Ledger(here.ledger_url))
+    return control.spec_of(control.ledger.release(release))
 
 
 def _folder(here: settings.Settings, model: str, release: str | None) -> Path:

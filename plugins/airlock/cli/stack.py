@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,13 +60,48 @@ def status(as_json: AsJson = False) -> None:
     from airlock.stack import Stack
 
     with reported():
-        found = Stack(settings.load()).status()
+        found, releases = Stack(settings.load()).status(), _releases()
         if as_json:
-            print_json(found.model_dump(mode="json"))
+            print_json({**found.model_dump(mode="json"), "releases": releases})
         else:
             _table(found)
+            for each in releases:
+                where = each["step"] or each["phase"]
+                out.print(f"release   {each['release']} of {each['model']} version {each['version']}: {where}")
+                if each["note"]:
+                    out.print(f"          {each['note']}", markup=False)
         if not found.up:
             raise typer.Exit(Exit.UNAVAILABLE)
+
+
+def _releases() -> list[dict[str, Any]]:
+    """Every model's releases whose end is still to come; none where there is no ledger yet, or it does not answer."""
+    from airlock.control import ReleaseControl
+    from airlock.core.errors import AirlockError
+    from airlock.ledger import Ledger, schema
+    from airlock.ledger.engine import engine_of
+
+    here = settings.load()
+    try:
+        if schema.current(engine_of(here.ledger_url)) is None:
+            return []
+        ledger = Ledger(here.ledger_url)
+        controls = [ReleaseControl(model, here, ledger) for model in ledger.models()]
+        return [
+            {
+                "model": release.model,
+                "release": release.id,
+                "version": release.version,
+                "phase": release.phase,
+                "step": release.step,
+                "note": control.spec_note(release),
+            }
+            for control in controls
+            for release in control.open_releases()
+        ]
+    except AirlockError as error:
+        err.print(f"the ledger does not tell of releases: {error}", markup=False)
+        return []
 
 
 def _table(found: StackStatus) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from airlock import settings
-from airlock.cli.models import Model, version_number
+from airlock.cli.models import Model, require_known, version_number
 from airlock.cli.output import AsJson, Exit, fail, out, print_json, reported
 
 if TYPE_CHECKING:
@@ -149,21 +149,24 @@ def rollback(
 
 @contextmanager
 def control_of(model: str, *, aliases: bool = False) -> Iterator[ReleaseControl]:
-    """Release control of a model that there is; errors are told and become exit codes."""
-    from airlock import specs
+    """Release control of a model that there is; errors are told and become exit codes.
+
+    Its spec is not read: what is open goes by the one that it was opened with, also while the file is broken or gone.
+    """
     from airlock.control import ReleaseControl
     from airlock.ledger import Ledger
     from airlock.stack import settings_of
 
     with reported():
         here = settings_of(settings.load())
-        spec = specs.find(here, model)
+        ledger = Ledger(here.ledger_url)
+        require_known(here, ledger, model)
         registry = None
         if aliases:
             from airlock.steps.registry import Registry
 
             registry = Registry(here.mlflow_url)
-        yield ReleaseControl(spec, here, Ledger(here.ledger_url), aliases=registry)
+        yield ReleaseControl(model, here, ledger, aliases=registry)
 
 
 def _steer(model: str, as_json: bool, act: Callable[[ReleaseControl, Release], Release], told: str) -> None:

@@ -35,7 +35,7 @@ class Approvals(Rollbacks):
         The champion is the one of now, not the one of when the release was opened.
         """
         gates = {verdict.name: verdict for step, verdict in self.ledger.verdicts(release_id) if step == GATES}
-        champion = self.ledger.champion(self.spec.model)
+        champion = self.ledger.champion(self.model)
         shown = {"champion": champion.version if champion else None}
         return evidence_digest(self.ledger.release(release_id).model_copy(update=shown), gates.values())
 
@@ -45,7 +45,7 @@ class Approvals(Rollbacks):
         votes = self.ledger.votes(release_id, self.evidence(release_id))
         return Ballot(
             yes=tuple(vote.actor for vote in votes if vote.yes and self._forbidden(release, vote.actor) is None),
-            required=self.spec.approvals.required,
+            required=self.spec_of(release).approvals.required,
             rejected=any(not vote.yes for vote in votes),
         )
 
@@ -113,7 +113,8 @@ class Approvals(Rollbacks):
         Raises:
             NotPossible: they are not there.
         """
-        if not self.spec.approvals.required or self.spec.approvals.before != "promotion":
+        asked = self.spec_of(release).approvals
+        if not asked.required or asked.before != "promotion":
             return
         ballot = self.ballot(release.id)
         if not ballot.approved:
@@ -133,15 +134,16 @@ class Approvals(Rollbacks):
 
     def _asked_now(self, release: Release) -> bool:
         """Whether people are asked in the phase that the release stands in."""
-        if not self.spec.approvals.required:
+        asked = self.spec_of(release).approvals
+        if not asked.required:
             return False
-        if self.spec.approvals.before == "traffic":
+        if asked.before == "traffic":
             return release.phase is Phase.OPENED
         return release.phase in {Phase.APPROVED, Phase.CANARY}
 
     def _forbidden(self, release: Release, actor: str) -> str | None:
         """Why somebody may not answer, or ``None``."""
-        rules = self.spec.approvals
+        rules = self.spec_of(release).approvals
         if rules.approvers and actor not in rules.approvers:
             return f"{actor} may not answer for {release.model}; its approvers are {', '.join(rules.approvers)}"
         if rules.forbid_author and release.author is None:

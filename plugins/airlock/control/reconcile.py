@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from airlock.control.projection import Aliases, read_ejection, read_route, show_aliases
 from airlock.control.release import ReleaseControl
 from airlock.control.turn import CONTROLLER
-from airlock.core.errors import AirlockError, Conflict, NotPossible
+from airlock.core.errors import AirlockError, Conflict, NotFound, NotPossible, SpecError
 from airlock.core.release import LIVE, WAITING, Release
 from airlock.core.route import Route
 from airlock.core.tally import GatewayStatus
@@ -72,6 +72,7 @@ def reconcile(
     work = _Reconciliation(control, now, dry_run=dry_run)
     answer = status()
     return [
+        *work.spec(),
         *work.lease(),
         *work.route(answer),
         *work.ejection(answer),
@@ -85,9 +86,20 @@ class _Reconciliation:
     def __init__(self, control: ReleaseControl, now: datetime, *, dry_run: bool) -> None:
         self.control = control
         self.ledger = control.ledger
-        self.model = control.spec.model
+        self.model = control.model
         self.now = now
         self.dry_run = dry_run
+
+    def spec(self) -> Iterator[Repair]:
+        """A file that cannot be used. It stops nothing here: what is open goes by the spec that it was opened with."""
+        try:
+            _ = self.control.spec
+        except SpecError as error:
+            yield Repair(kind="spec", what=str(error), done=False)
+        except NotFound:
+            for release in self.control.open_releases():
+                what = f"the spec of {self.model} is gone, but its release {release.id} is {release.phase}"
+                yield Repair(kind="spec", what=what, done=False, release=release.id, version=release.version)
 
     def lease(self) -> Iterator[Repair]:
         """A turn whose holder never gave it back."""

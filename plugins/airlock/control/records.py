@@ -24,7 +24,8 @@ def write_pending(control: ReleaseControl, registry: Registry) -> list[Ref]:
     for effect in control.pending("record"):
         try:
             if effect.release is not None:
-                written.append(record.write(control.spec, control.settings, control.ledger, registry, effect.release))
+                spec = control.spec_of(control.ledger.release(effect.release))
+                written.append(record.write(spec, control.settings, control.ledger, registry, effect.release))
         except AirlockError as error:
             # One record that cannot be written, of a version that MLflow has lost say, holds up no other.
             failed.append(f"release {effect.release}: {error}")

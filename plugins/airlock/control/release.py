@@ -43,7 +43,7 @@ _DECISIVE = frozenset({"advance", "hold", "roll_back"})
 
 
 class ReleaseControl(Steering, Approvals):
-    """Moves releases of ``spec.model``.
+    """Moves releases of one model, each by the spec that it was opened with.
 
     Each method that changes something has the model's lease meanwhile, waits a few seconds for another's, and raises
     ``Conflict`` when it does not get it. ``aliases`` may be down or absent: traffic never waits for it. Effects of
@@ -53,7 +53,7 @@ class ReleaseControl(Steering, Approvals):
 
     def current(self, model: str | None = None) -> Release | None:
         """The release on its way: the one that has traffic, or else the newest that waits for it."""
-        name = model or self.spec.model
+        name = model or self.model
         for phases in (LIVE, WAITING):
             if found := self.ledger.releases(name, phases=phases):
                 return found[0]
@@ -75,12 +75,12 @@ class ReleaseControl(Steering, Approvals):
         ``author`` is who started its training, ``run`` the DAG run that carries the release.
         """
         with self.turn() as turn:
-            champion = self.ledger.champion(self.spec.model)
+            champion = self.ledger.champion(self.model)
             if champion is not None and champion.version == version:
-                raise NotPossible(f"{self.spec.model} version {version} is the champion already: nothing to release")
+                raise NotPossible(f"{self.model} version {version} is the champion already: nothing to release")
             release = Release(
                 id=new_release_id(),
-                model=self.spec.model,
+                model=self.model,
                 version=version,
                 champion=champion.version if champion else None,
                 bundle=Bundle(path=bento.path, digest=bento.digest),
@@ -90,7 +90,7 @@ class ReleaseControl(Steering, Approvals):
                 author=author,
                 run=run,
             )
-            return turn.open(release, key=key, actor=actor, verdicts=verdicts)
+            return turn.open(release, key=key, actor=actor, verdicts=verdicts, spec=self.spec)
 
     def enter(self, release_id: str, step: str) -> Release:
         """Put a step's traffic into effect: ``warm_up``, ``shadow``, or a step with a share.
@@ -103,9 +103,9 @@ class ReleaseControl(Steering, Approvals):
             NotPossible: the step is not the next one, the version was judged against another champion, or the gateway
                 has ejected it.
         """
-        todo = planned(self.spec, step)
         with self.turn() as turn:
             release = self.ledger.release(release_id)
+            todo = planned(self.spec_of(release), step)
             if release.phase in LIVE and (release.paused or not self._is_ahead(todo, release)):
                 return release
             event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
@@ -158,17 +158,18 @@ class ReleaseControl(Steering, Approvals):
             if release.phase in HELD:
                 return release
             self._require_going(release)
-            last = plan(self.spec)[-1]
+            spec = self.spec_of(release)
+            last = plan(spec)[-1]
             if last.role != "served":
-                raise NotPossible(f"{self.spec.model} is rolled out {self.spec.rollout.plan}: that promotes nothing")
-            champion = self.ledger.champion(self.spec.model)
+                raise NotPossible(f"{self.model} is rolled out {spec.rollout.plan}: that promotes nothing")
+            champion = self.ledger.champion(self.model)
             self._require_gates(release)
             if champion is not None:
                 self._require_let_through(release, last)
             self.require_approval(release)
             if champion is None and release.phase is Phase.APPROVED:
                 release = turn.move(release, Event.WARM_UP, actor=CONTROLLER, reason="first version", step="warm_up")
-            provisional = bool(self.spec.late_guards) and self.spec.rollout.provisional
+            provisional = bool(spec.late_guards) and spec.rollout.provisional
             event = Event.PROMOTE_PROVISIONALLY if provisional else Event.PROMOTE
             next_phase(release.phase, event)
             record = VersionRecord(
@@ -202,7 +203,7 @@ class ReleaseControl(Steering, Approvals):
                 return release
             next_phase(release.phase, Event.COMPLETE)
             self._require_going(release)
-            self._require_let_through(release, plan(self.spec)[-1])
+            self._require_let_through(release, plan(self.spec_of(release))[-1])
             reason = f"version {release.version} held in the shadow"
             return self._end(turn, release, Event.COMPLETE, actor=CONTROLLER, reason=reason)
 
@@ -212,7 +213,7 @@ class ReleaseControl(Steering, Approvals):
         It moves nothing: ``roll_back`` is for ``roll_back``, ``advance`` for ``confirm``.
         """
         release = self.ledger.release(release_id)
-        decision = decide_late(self.spec, release, late, self.clock())
+        decision = decide_late(self.spec_of(release), release, late, self.clock())
         if decision.action in _DECISIVE and release.phase not in TERMINAL:
             with self.turn() as turn:
                 turn.record(release, decision.verdicts, step=LATE)
@@ -230,7 +231,7 @@ class ReleaseControl(Steering, Approvals):
                 return release
             next_phase(release.phase, Event.CONFIRM)
             verdicts = self._newest_verdicts(release, LATE)
-            needed = {limit.name for limit in limits_of(self.spec) if limit.late}
+            needed = {limit.name for limit in limits_of(self.spec_of(release)) if limit.late}
             passed = {verdict.name for verdict in verdicts if not verdict.holds_back}
             if not needed or needed - passed:
                 raise NotYet(
@@ -245,7 +246,7 @@ class ReleaseControl(Steering, Approvals):
             return Decision(action="roll_back", reason=f"release {release.id} is {release.phase}: {release.reason}")
         if release.phase not in LIVE:
             raise NotPossible(f"release {release.id} is {release.phase}: it stands in no step that could be judged")
-        decision = decide(self.spec, release, Evidence(gateway=status, late=late), self.clock())
+        decision = decide(self.spec_of(release), release, Evidence(gateway=status, late=late), self.clock())
         if decision.action == "wake":
             # This was read from the ledger just now: it is the gateway that follows something else.
             reason = f"{decision.reason.split(',')[0]}, which the ledger does not know; see airlock reconcile"
@@ -259,9 +260,10 @@ class ReleaseControl(Steering, Approvals):
             NotPossible: another one comes in between. Only the shadow may be left out.
             NotFound: the rollout has no step of that name any more.
         """
-        standing = planned(self.spec, release.step or "")
+        spec = self.spec_of(release)
+        standing = planned(spec, release.step or "")
         passed_by = {"shadow"} - {step.name, standing.name}
-        names = [each.name for each in plan(self.spec) if each.name not in passed_by]
+        names = [each.name for each in plan(spec) if each.name not in passed_by]
         at, to = names.index(standing.name), names.index(step.name)
         if to > at + 1:
             raise NotPossible(
@@ -271,32 +273,30 @@ class ReleaseControl(Steering, Approvals):
 
     def _opponent(self, release: Release) -> VersionRecord:
         """The champion that a release is compared with."""
-        champion = self.ledger.champion(self.spec.model)
+        champion = self.ledger.champion(self.model)
         if champion is None:
-            raise NotPossible(
-                f"{self.spec.model} has no champion to compare {release.version} with: promote it instead"
-            )
+            raise NotPossible(f"{self.model} has no champion to compare {release.version} with: promote it instead")
         # Where people are asked, they are told of a champion that changed, and answers from before do not count.
-        told = self.spec.approvals.required and self.ballot(release.id).approved
+        told = self.spec_of(release).approvals.required and self.ballot(release.id).approved
         if champion.version != release.champion and not told:
             raise NotPossible(
                 f"release {release.id} was opened when {_named(release.champion)} was the champion, by now it is "
                 f"{_named(champion.version)}: its gates say nothing about that one, train again"
             )
-        others = self.ledger.releases(self.spec.model, phases=LIVE)
+        others = self.ledger.releases(self.model, phases=LIVE)
         if other := next((other for other in others if other.id != release.id), None):
             raise NotYet(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
         return champion
 
     def _require_not_ejected(self, release: Release) -> None:
         """A guard may have failed since the step was judged: the gateway does not wait to be asked."""
-        ejected = read_ejection(self.settings.ejections, self.spec.model)
+        ejected = read_ejection(self.settings.ejections, self.model)
         if ejected is not None and (ejected.release, ejected.version) == (release.id, release.version):
             raise NotPossible(f"the gateway ejected version {release.version} meanwhile: {ejected.reason}")
 
     def _require_gates(self, release: Release) -> None:
-        """A gate that was added, or is enforced, since the version was judged has not let it through."""
-        if missing := lacking(self.spec.gates, self._newest_verdicts(release, GATES)):
+        """A gate that came, or is enforced, between the version's judgement and its release has let nothing through."""
+        if missing := lacking(self.spec_of(release).gates, self._newest_verdicts(release, GATES)):
             raise NotPossible(
                 f"release {release.id} has no verdict of {', '.join(missing)}: train "
                 f"version {release.version} anew, so that every gate of the spec judges it"
@@ -316,7 +316,7 @@ class ReleaseControl(Steering, Approvals):
                 f"release {release.id} stands in {release.step or release.phase}; it goes on after {last.name} only"
             )
         verdicts = self._newest_verdicts(release, last.name)
-        if why := holds_back(self.spec, last, verdicts, promote_now=release.promote_now):
+        if why := holds_back(self.spec_of(release), last, verdicts, promote_now=release.promote_now):
             raise NotPossible(f"release {release.id} was not let through {last.name}: {why}; run the step's task again")
 
     def _newest_verdicts(self, release: Release, step: str) -> tuple[Verdict, ...]:

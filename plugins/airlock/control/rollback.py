@@ -15,7 +15,7 @@ class Rollbacks(Controller):
 
     @property
     def traffic(self) -> Traffic:
-        return Traffic(self.spec, self.settings, self.ledger)
+        return Traffic(self.model, self.settings, self.ledger, self.spec_of)
 
     def roll_back(self, release_id: str, *, reason: str, actor: str = CONTROLLER) -> Release:
         """Take a release off traffic: to the champion, or from a provisional champion to the last good version.
@@ -74,7 +74,7 @@ class Rollbacks(Controller):
             return self._back_to(turn, to, actor=actor, reason=reason)
 
     def _back_to(self, turn: Turn, to: str | None, *, actor: str, reason: str) -> Route:
-        model = self.spec.model
+        model = self.model
         champion, target = self._way_back(to)
         for release in self.ledger.releases(model, phases=LIVE | WAITING):
             why = f"{model} is rolled back to {target.version}: {reason}"
@@ -96,8 +96,8 @@ class Rollbacks(Controller):
     ) -> Release:
         """End a release that is not the champion. Whatever traffic it has, or was kept loaded for, ends with it."""
         next_phase(release.phase, event)  # before a route is made for it: a release that has ended gets none
-        champion = self.ledger.champion(self.spec.model)
-        current = self.ledger.route(self.spec.model)
+        champion = self.ledger.champion(self.model)
+        current = self.ledger.route(self.model)
         text = f"version {release.version}: {event.replace('_', ' ')}: {reason}"
         route = None
         if champion is not None and release.phase in LIVE:
@@ -116,12 +116,12 @@ class Rollbacks(Controller):
         )
 
     def _is_champion(self, release: Release) -> bool:
-        champion = self.ledger.champion(self.spec.model)
+        champion = self.ledger.champion(self.model)
         return champion is not None and champion.release == release.id
 
     def _way_back(self, to: str | None) -> tuple[VersionRecord, VersionRecord]:
         """The champion, and the earlier good version to go to."""
-        model = self.spec.model
+        model = self.model
         champion = self.ledger.champion(model)
         if champion is None:
             raise NotFound(f"{model} has no champion: there is nothing to roll back")

@@ -72,7 +72,7 @@ class Steering(Rollbacks):
             current = self._current_route()
             if pin.version not in (may := self.traffic.may_answer(current)):
                 raise NotFound(
-                    f"{self.spec.model} version {pin.version} cannot be pinned: it is neither champion, nor on its "
+                    f"{self.model} version {pin.version} cannot be pinned: it is neither champion, nor on its "
                     f"way, nor a version that was promoted and not taken back; those are {', '.join(may)}"
                 )
             if pin in current.pins:
@@ -93,7 +93,7 @@ class Steering(Rollbacks):
             others = [pin for pin in current.pins if pin.name != name]
             if len(others) == len(current.pins):
                 names = ", ".join(pin.name for pin in current.pins) or "none"
-                raise NotFound(f"{self.spec.model} has no pin {name!r}; its pins: {names}")
+                raise NotFound(f"{self.model} has no pin {name!r}; its pins: {names}")
             route = self.traffic.with_pins(others, current, reason=f"pin {name} taken away: {reason}", now=turn.now)
             return turn.reroute(route, actor=actor, event="unpin")
 
@@ -101,7 +101,7 @@ class Steering(Rollbacks):
         self, turn: Turn, release: Release, event: Event, changes: Mapping[str, object], *, actor: str, reason: str
     ) -> Release:
         next_phase(release.phase, event)  # before a route is made for it
-        current = self.ledger.route(self.spec.model)
+        current = self.ledger.route(self.model)
         route = None
         if current is not None and current.release == release.id:
             route = self.traffic.again(current, reason=f"{event.replace('_', ' ')}: {reason}", now=turn.now)
@@ -111,7 +111,7 @@ class Steering(Rollbacks):
         """Since when it is paused, by the journal; nothing where a clock was put back meanwhile."""
         paused = [
             entry.at
-            for entry in self.ledger.timeline(self.spec.model)
+            for entry in self.ledger.timeline(self.model)
             if (entry.release, entry.event) == (release.id, Event.PAUSE)
         ]
         return max(turn.now - paused[-1], timedelta(0)) if paused else timedelta(0)
@@ -122,7 +122,7 @@ class Steering(Rollbacks):
         Raises:
             NotYet: the model has none.
         """
-        route = self.ledger.route(self.spec.model)
+        route = self.ledger.route(self.model)
         if route is None:
-            raise NotYet(f"{self.spec.model} has no champion yet: there is no traffic to pin")
+            raise NotYet(f"{self.model} has no champion yet: there is no traffic to pin")
         return route

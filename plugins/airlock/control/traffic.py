@@ -8,13 +8,14 @@ pins go too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 
 from airlock.control.projection import read_route
+from airlock.core.errors import AirlockError
 from airlock.core.guards import limits_of
-from airlock.core.release import PlannedStep, Release
-from airlock.core.route import Bundle, Route
+from airlock.core.release import HELD, PlannedStep, Release
+from airlock.core.route import Bundle, Limit, Route
 from airlock.core.segment import Pin
 from airlock.core.spec import ModelSpec
 from airlock.ledger import Ledger, VersionRecord
@@ -22,12 +23,13 @@ from airlock.settings import Settings
 
 
 class Traffic:
-    """Makes the next route of ``spec.model``."""
+    """Makes the next route of ``model``. ``spec_of`` gives the spec that a release was opened with."""
 
-    def __init__(self, spec: ModelSpec, settings: Settings, ledger: Ledger) -> None:
-        self.spec = spec
+    def __init__(self, model: str, settings: Settings, ledger: Ledger, spec_of: Callable[[Release], ModelSpec]) -> None:
+        self.model = model
         self.settings = settings
         self.ledger = ledger
+        self.spec_of = spec_of
 
     def to_champion(
         self, champion: VersionRecord, *, reason: str, now: datetime, without: Collection[str] = ()
@@ -73,8 +75,9 @@ class Traffic:
         now: datetime,
         without: Collection[str] = (),
     ) -> Route:
-        model = self.spec.model
+        model = self.model
         current = self.ledger.route(model)
+        limits, timeout_ms = self._held_to(candidate or self.ledger.release(champion.release), current)
         known = {version: bundle for version, bundle in self._known().items() if version not in without}
         known[champion.version] = champion.bundle
         needed = [champion.version]
@@ -100,12 +103,27 @@ class Traffic:
             shadow=(candidate.version,) if candidate and step and step.role == "shadow" else (),
             pins=kept,
             versions={version: known[version] for version in needed},
-            limits=limits_of(self.spec),
-            timeout_ms=self.spec.serving.timeout.total_seconds() * 1000,
+            limits=limits,
+            timeout_ms=timeout_ms,
             salt=candidate.id if candidate else model,
             reason=reason,
             written_at=now,
         )
+
+    def _held_to(self, release: Release, current: Route | None) -> tuple[tuple[Limit, ...], float]:
+        """The limits and the time-out, in ms, by the spec that the release was opened with.
+
+        A release keeps the limits of its first route to its end. The way back does not depend on a spec: where none
+        can be read, everything stays as it is in effect.
+        """
+        mine = current is not None and current.release == release.id
+        try:
+            spec = self.spec_of(release)
+        except AirlockError:
+            if current is None or (release.phase not in HELD and not mine):
+                raise
+            return current.limits, current.timeout_ms
+        return current.limits if mine and current else limits_of(spec), spec.serving.timeout.total_seconds() * 1000
 
     def _changed(self, current: Route, reason: str, now: datetime, **changes: object) -> Route:
         """The route as another generation, checked as a new one is."""
@@ -115,7 +133,7 @@ class Traffic:
     def _known(self) -> dict[str, Bundle]:
         """The good versions and their files, the newest first."""
         known: dict[str, Bundle] = {}
-        for record in self.ledger.good_versions(self.spec.model):
+        for record in self.ledger.good_versions(self.model):
             known.setdefault(record.version, record.bundle)
         return known
 
@@ -123,6 +141,6 @@ class Traffic:
         """One more than the ledger's and than what lies before the gateway: it takes no older document, not even
         from a ledger that was put back from a copy.
         """
-        current = self.ledger.route(self.spec.model)
-        lying = read_route(self.settings.routes, self.spec.model)
+        current = self.ledger.route(self.model)
+        lying = read_route(self.settings.routes, self.model)
         return max(current.generation if current else 0, lying.generation if lying else 0) + 1

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from uuid import uuid4
 
+from airlock import specs
 from airlock.control.projection import Aliases, project_route, show_aliases
 from airlock.core.errors import AirlockError, Conflict, Unavailable
-from airlock.core.release import Event, Release
+from airlock.core.release import LIVE, WAITING, Event, Phase, Release
 from airlock.core.route import Route
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
@@ -43,11 +45,16 @@ def _utcnow() -> datetime:
 
 
 class Controller:
-    """What every part of release control stands on. See ``ReleaseControl``."""
+    """What every part of release control stands on. See ``ReleaseControl``.
+
+    Args:
+        spec: what releases are opened with from now on; or the model's name, to read the project's file when that is
+            asked for. Whatever is done to a release that is open goes by the spec that it was opened with.
+    """
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: ModelSpec | str,
         settings: Settings,
         ledger: Ledger,
         *,
@@ -56,13 +63,63 @@ class Controller:
         holder: str | None = None,
         patience: timedelta = PATIENCE,
     ) -> None:
-        self.spec = spec
+        self.model = spec if isinstance(spec, str) else spec.model
+        if not isinstance(spec, str):
+            self.spec = spec
+        self._opened_with: dict[str, ModelSpec] = {}
         self.settings = settings
         self.ledger = ledger
         self.holder = holder or f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
         self.aliases = aliases
         self.clock = clock
         self._patience = patience
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the next release is opened with: the project's file.
+
+        Raises:
+            NotFound: there is none.
+            SpecError: it cannot be used.
+        """
+        return specs.find(self.settings, self.model)
+
+    def spec_of(self, release: Release) -> ModelSpec:
+        """The spec that a release was opened with: it is held to it, whatever has become of the file since.
+
+        One from before specs were kept in the ledger is held to the file as it is now.
+
+        Raises:
+            SpecError: it cannot be read.
+        """
+        if release.spec is None:
+            log.warning(
+                "%s: release %s was opened before the ledger kept specs; it is held to the file as it is now",
+                *(release.model, release.id),
+            )
+            return self.spec
+        if release.spec not in self._opened_with:
+            self._opened_with[release.spec] = self.ledger.spec(release.spec)
+        return self._opened_with[release.spec]
+
+    def open_releases(self) -> list[Release]:
+        """Those whose end is still to come: waiting, on their way, or the champion until its labels say otherwise."""
+        return self.ledger.releases(self.model, phases=WAITING | LIVE | {Phase.PROVISIONAL})
+
+    def spec_note(self, release: Release) -> str | None:
+        """How the project's file differs from the spec that a release is held to; ``None`` if it does not."""
+        who = f"release {release.id} of {release.model} version {release.version}"
+        if release.spec is None:
+            return f"{who} was opened before the ledger kept specs: it is held to the file as it is now"
+        goes_on = f"{who} goes on by the spec that it was opened with ({release.spec[:19]})"
+        try:
+            held, now = self.spec_of(release), self.spec
+        except AirlockError as error:
+            return f"{goes_on}; the spec cannot be compared with it: {error}"
+        changed = [name for name in type(now).model_fields if getattr(now, name) != getattr(held, name)]
+        if not changed:
+            return None
+        return f"{goes_on}; {', '.join(changed)} in the file changed since, which is for the next release"
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
@@ -93,25 +150,25 @@ class Controller:
         if not pending or self.aliases is None:
             return
         try:
-            show_aliases(self.ledger, self.spec.model, self.aliases)
+            show_aliases(self.ledger, self.model, self.aliases)
         except Exception as error:
             if strictly:
                 raise
-            log.warning("%s: the MLflow aliases are behind the ledger: %s", self.spec.model, error)
+            log.warning("%s: the MLflow aliases are behind the ledger: %s", self.model, error)
             return
         for effect in pending:
             self.done(effect)
 
     def pending(self, kind: EffectKind) -> list[Effect]:
         """The effects of a kind that were decided on and are not done yet, the oldest first."""
-        return [effect for effect in self.ledger.pending_effects(self.spec.model) if effect.kind == kind]
+        return [effect for effect in self.ledger.pending_effects(self.model) if effect.kind == kind]
 
     def done(self, effect: Effect) -> None:
         """Say that an effect is done."""
         self.ledger.effect_done(effect, self.clock())
 
     def _take(self) -> Lease:
-        model, give_up = self.spec.model, time.monotonic() + self._patience.total_seconds()
+        model, give_up = self.model, time.monotonic() + self._patience.total_seconds()
         while True:
             now = self.clock()
             try:
@@ -133,7 +190,7 @@ class Controller:
         try:
             self.ledger.release_lease(lease)
         except AirlockError as error:
-            log.warning("%s: the lease is not given back and runs out by itself: %s", self.spec.model, error)
+            log.warning("%s: the lease is not given back and runs out by itself: %s", self.model, error)
 
 
 class Turn:
@@ -147,9 +204,13 @@ class Turn:
     def now(self) -> datetime:
         return self._controller.clock()
 
-    def open(self, release: Release, *, key: str, actor: str, verdicts: Sequence[Verdict] = ()) -> Release:
-        """Open a release, or find the one that was opened with the same ``key``."""
-        return self._controller.ledger.open(release, key=key, actor=actor, verdicts=verdicts, lease=self._lease)
+    def open(
+        self, release: Release, *, key: str, actor: str, spec: ModelSpec, verdicts: Sequence[Verdict] = ()
+    ) -> Release:
+        """Open a release with its spec, or find the one that was opened with the same ``key``."""
+        return self._controller.ledger.open(
+            release, key=key, actor=actor, verdicts=verdicts, spec=spec, lease=self._lease
+        )
 
     def move(
         self,
@@ -210,7 +271,7 @@ class Turn:
 
         Who is put to sleep in here may be overtaken: it is written until it agrees.
         """
-        ledger, model = self._controller.ledger, self._controller.spec.model
+        ledger, model = self._controller.ledger, self._controller.model
         pending, written = self._controller.pending("route"), False
         while (route := ledger.route(model)) is not None and project_route(self._controller.settings.routes, route):
             written = True

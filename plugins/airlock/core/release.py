@@ -97,6 +97,7 @@ class Release(BaseModel):
     ``generation`` is the route's generation that put the current state into effect. ``author`` started the training
     and ``run`` is the DAG run that carries the release. ``extended`` is added to the rollout's deadline;
     ``promote_now`` lets it through its remaining steps without waiting for their evidence, never past a breach.
+    ``spec`` is the digest of the spec that it was opened with; ``None``: from before specs were kept with releases.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -116,6 +117,7 @@ class Release(BaseModel):
     paused: bool = False
     promote_now: bool = False
     extended: timedelta = timedelta(0)
+    spec: str | None = None
 
 
 def next_phase(phase: Phase, event: Event) -> Phase:

@@ -7,6 +7,7 @@ rollout have modules of their own; all names of a spec can be imported from here
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -374,6 +375,11 @@ class ModelSpec(Policy):
             if reason := misfit(guard, self.task):
                 raise refused(f"guards.{index}", reason)
         return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the spec as JSON. Layout and comments of the file do not count; every default does."""
+        return "sha256:" + hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
     def maturity(self) -> timedelta:

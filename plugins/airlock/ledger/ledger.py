@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from airlock.core.errors import Conflict
 from airlock.core.release import Event, Release, next_phase
 from airlock.core.route import Route
+from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.ledger.effects import Effects, ask
 from airlock.ledger.journal import entry
@@ -27,7 +28,7 @@ from airlock.ledger.reading import Reading
 from airlock.ledger.records import EffectKind, Lease
 from airlock.ledger.shared import Shared
 from airlock.ledger.store import found, release_of
-from airlock.ledger.tables import JournalRow, ReleaseRow, RouteRow, VerdictRow
+from airlock.ledger.tables import JournalRow, ReleaseRow, RouteRow, SpecRow, VerdictRow
 from airlock.ledger.votes import Votes
 
 GATES = "gates"
@@ -52,14 +53,19 @@ class Ledger(Reading, Leases, Effects, Votes, Shared):
         key: str,
         actor: str,
         verdicts: Sequence[Verdict] = (),
+        spec: ModelSpec | None = None,
         lease: Lease | None = None,
     ) -> Release:
-        """Record a new release with what its gates found, or return the one that was opened with the same ``key``."""
+        """Record a new release with what its gates found, or return the one that was opened with the same ``key``.
+
+        ``spec`` is what it is opened with, and held to from then on: it is kept beside it, under its digest.
+        """
         what, now = f"opening a release of {release.model} {release.version}", release.entered_at
         with self._writing(release.model, what, lease=lease, now=now) as session:
             known = session.scalar(select(ReleaseRow).where(ReleaseRow.key == key))
             if known is not None:
                 return release_of(known)
+            release = release.model_copy(update={"spec": _keep_spec(session, spec, now)})
             session.add(
                 ReleaseRow(
                     id=release.id,
@@ -79,6 +85,7 @@ class Ledger(Reading, Leases, Effects, Votes, Shared):
                     paused=release.paused,
                     promote_now=release.promote_now,
                     extended_s=release.extended.total_seconds(),
+                    spec=release.spec,
                 )
             )
             session.flush()
@@ -234,6 +241,15 @@ def _verdict_rows(release: Release, verdicts: Sequence[Verdict], step: str, now:
         )
         for verdict in verdicts
     ]
+
+
+def _keep_spec(session: Session, spec: ModelSpec | None, now: datetime) -> str | None:
+    """Keep a spec once, however many releases are opened with it, and return its digest."""
+    if spec is None:
+        return None
+    if session.get(SpecRow, spec.digest) is None:
+        session.add(SpecRow(digest=spec.digest, document=spec.model_dump_json(), at=now))
+    return spec.digest
 
 
 def _route_row(route: Route, now: datetime) -> RouteRow:

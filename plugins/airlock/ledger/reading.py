@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from airlock.core.errors import NotPossible
+from airlock.core.errors import ArtifactCorrupt, NotFound, NotPossible, SpecError
 from airlock.core.release import HELD, Phase, Release
 from airlock.core.route import Bundle, Route, parse_route
+from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.ledger.records import TimelineEntry, VersionRecord
 from airlock.ledger.store import Store, found, release_of
-from airlock.ledger.tables import JournalRow, ReleaseRow, RouteRow, VerdictRow
+from airlock.ledger.tables import JournalRow, ReleaseRow, RouteRow, SpecRow, VerdictRow
 
 
 class Reading(Store):
@@ -41,6 +44,28 @@ class Reading(Store):
             query = query.where(ReleaseRow.phase.in_(phases))
         with self._reading(f"reading the releases of {model}") as session:
             return [release_of(row) for row in session.scalars(query)]
+
+    def spec(self, digest: str) -> ModelSpec:
+        """The spec of that digest, as releases were opened with it.
+
+        Raises:
+            NotFound: there is none.
+            ArtifactCorrupt: it was changed since.
+            SpecError: this version of Airlock cannot read it.
+        """
+        with self._reading(f"reading spec {digest}") as session:
+            row = session.get(SpecRow, digest)
+        if row is None:
+            raise NotFound(f"the ledger has no spec {digest}")
+        if digest != (now := "sha256:" + hashlib.sha256(row.document.encode()).hexdigest()):
+            raise ArtifactCorrupt(f"spec {digest} in the ledger was changed since it was written: it is {now} by now")
+        try:
+            return ModelSpec.model_validate_json(row.document)
+        except ValidationError as error:
+            raise SpecError(
+                f"spec {digest} was kept in the ledger by another version of Airlock, and this one cannot read it: "
+                f"{error}. End the releases that were opened with it (airlock abort MODEL) or go back to that version"
+            ) from error
 
     def route(self, model: str) -> Route | None:
         """The newest route of a model."""

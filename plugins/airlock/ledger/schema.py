@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from airlock.core.errors import Unavailable
 from airlock.ledger.engine import engine_of, take_turn, told, writers
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision in ``migrations/versions/``."""
 
 _FIRST = "0001"

@@ -101,4 +101,5 @@ def release_of(row: ReleaseRow) -> Release:
         paused=row.paused,
         promote_now=row.promote_now,
         extended=timedelta(seconds=row.extended_s),
+        spec=row.spec,
     )

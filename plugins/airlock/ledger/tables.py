@@ -55,8 +55,19 @@ class ReleaseRow(Base):
     paused: Mapped[bool] = mapped_column(server_default=false())
     promote_now: Mapped[bool] = mapped_column(server_default=false())
     extended_s: Mapped[float] = mapped_column(Double, server_default="0")
+    spec: Mapped[str | None]
 
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - SQLAlchemy reads it from the class
+
+
+class SpecRow(Base):
+    """A spec that releases were opened with, under its document's digest."""
+
+    __tablename__ = "specs"
+
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    document: Mapped[str]
+    at: Mapped[datetime] = mapped_column(Utc)
 
 
 class RouteRow(Base):

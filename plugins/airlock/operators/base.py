@@ -82,11 +82,12 @@ class ModelOperator(BaseOperator):
 
     @cached_property
     def spec(self) -> ModelSpec:
+        """The project's file as it is now."""
         return specs.find(self.settings, self.model)
 
     @cached_property
     def control(self) -> ReleaseControl:
-        return ReleaseControl(self.spec, self.settings, self.ledger_hook.get_conn(), aliases=self.registry_hook)
+        return ReleaseControl(self.model, self.settings, self.ledger_hook.get_conn(), aliases=self.registry_hook)
 
     def announce_champion(self, context: Context, **extra: Any) -> None:
         """Tell of the champion through the task's outlets: an asset's event, or one of an alias.

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from airlock.core.release import LIVE, Phase, Release
+from airlock.core.spec import ModelSpec
 from airlock.operators.base import ModelOperator, refusals_are_final
 from airlock.operators.features import time_or_now
 
@@ -55,8 +56,14 @@ class JudgeLabelsOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         until = time_or_now(self.until, context)
-        releases = self._releases() if self.spec.late_guards else []
-        return {"until": until.isoformat(), "judged": [self._judge(context, release, until) for release in releases]}
+        return {
+            "until": until.isoformat(),
+            "judged": [
+                self._judge(context, release, spec, until)
+                for release in self._releases()
+                if (spec := self.control.spec_of(release)).late_guards
+            ],
+        }
 
     def _releases(self) -> list[Release]:
         """Those whose version answers, or is asked in shadow, and whose labels decide something."""
@@ -66,11 +73,11 @@ class JudgeLabelsOperator(ModelOperator):
         open_ = ledger.releases(self.model, phases={*LIVE, Phase.PROVISIONAL})
         return [release for release in open_ if release.phase in LIVE or release.id in holds]
 
-    def _judge(self, context: Context, release: Release, until: datetime) -> dict[str, Any]:
+    def _judge(self, context: Context, release: Release, spec: ModelSpec, until: datetime) -> dict[str, Any]:
         from airlock.steps import evidence
 
         ledger = self.control.ledger
-        late = evidence.late_evidence(self.spec, self.settings, ledger, release, release.champion, until=until)
+        late = evidence.late_evidence(spec, self.settings, ledger, release, release.champion, until=until)
         decision = self.control.judge_late(release.id, late)
         if decision.action == "roll_back":
             self.control.roll_back(release.id, reason=decision.reason)

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airlock.core.errors import GateRefused, NotFound, NotYet
 from airlock.core.refs import VersionRef
 from airlock.core.release import HELD, TERMINAL, WAITING, Phase, Release
+from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key, run_name, triggering_extra
 from airlock.operators.links import GatewayLink, MlflowRunLink
@@ -83,7 +84,7 @@ class PackageBentoOperator(ModelOperator):
 
     def _let_on(self, release: Release) -> Release:
         """Let a release on whose traffic nobody is asked about. Later on, to approve is for people alone."""
-        asked = self.spec.approvals
+        asked = self.control.spec_of(release).approvals
         if release.phase is not Phase.OPENED or (asked.required and asked.before == "traffic"):
             return release
         reason = "people are asked before the promotion" if asked.required else "the spec asks for no approval"
@@ -141,6 +142,11 @@ class ReleaseOperator(ModelOperator):
     @cached_property
     def release_id(self) -> str:
         return self.release if isinstance(self.release, str) else str(self.release["id"])
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """What the release was opened with, whatever has become of the file since."""
+        return self.control.spec_of(self.control.ledger.release(self.release_id))
 
     def link_gateway(self) -> None:
         self.links[GatewayLink().name] = self.settings.gateway_url
