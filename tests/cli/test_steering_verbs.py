@@ -187,6 +187,69 @@ def test_a_broken_spec_keeps_no_other_model_from_being_repaired(control: Release
     result = run("reconcile", "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
-    assert [(repair["kind"], repair["done"]) for repair in found["broken"]] == [("spec", False)]
+    assert ("spec", False) in [(repair["kind"], repair["done"]) for repair in found["broken"]]
     assert "broken.yaml" in found["broken"][0]["what"]
     assert ("route", True) in [(repair["kind"], repair["done"]) for repair in found[MODEL]]
+
+
+@pytest.fixture(params=["broken", "gone"])
+def unreadable(request: pytest.FixtureRequest, candidate: Release) -> Path:
+    """The spec of a model whose release is on its way, after somebody has broken or removed it."""
+    path = settings.load().specs / f"{MODEL}.yaml"
+    if request.param == "gone":
+        path.unlink()
+    else:
+        path.write_text("model: m\n\tguards: [")
+    return path
+
+
+def test_a_release_is_steered_without_its_file(control: ReleaseControl, unreadable: Path) -> None:
+    assert said("pause", MODEL)["paused"] is True
+    assert said("resume", MODEL)["paused"] is False
+    assert said("extend", MODEL, "6h")["paused"] is False
+    assert said("pin", MODEL, "west", "--version", "1", "--when", "x=1")["pins"][0]["version"] == "1"
+    assert said("unpin", MODEL, "west")["pins"] == []
+    assert said("promote", MODEL)["promote_now"] is True
+    assert said("abort", MODEL)["phase"] == "aborted"
+    assert route().weights == {"1": 100.0}
+
+
+def test_a_model_is_rolled_back_without_its_file(control: ReleaseControl) -> None:
+    promoted(control, "2")
+    (settings.load().specs / f"{MODEL}.yaml").write_text("[")
+    assert said("rollback", MODEL)["champion"] == "1"
+    assert route().champion == "1"
+
+
+def test_reconciling_repairs_a_model_without_its_file(control: ReleaseControl, unreadable: Path) -> None:
+    (settings.load().routes / f"{MODEL}.json").write_text("{ torn")
+    found = json.loads(run("reconcile", "--json").stdout)[MODEL]
+    assert ("spec", False) in [(repair["kind"], repair["done"]) for repair in found]
+    assert ("route", True) in [(repair["kind"], repair["done"]) for repair in found]
+    assert route().candidate == "2"
+
+
+def test_history_and_status_tell_of_a_file_that_a_release_was_not_opened_with(
+    control: ReleaseControl, candidate: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> tuple[str, list[dict[str, Any]]]:
+        return run("history", MODEL).stdout, json.loads(run("status", "--json").stdout)["releases"]
+
+    history, [release] = told()
+    assert "note:" not in history
+    assert (release["release"], release["step"], release["note"]) == (candidate.id, "canary_5", None)
+    path = settings.load().specs / f"{MODEL}.yaml"
+    path.write_text(f"{path.read_text()}\nfalse_rollback_budget: 0.05\n")
+    history, [release] = told()
+    assert "false_rollback_budget in the file changed since" in history
+    assert "false_rollback_budget in the file changed since" in release["note"]
+    assert "goes on by the spec that it was opened with" in run("status").stdout
+    path.write_text("[")
+    assert "m.yaml" in told()[0]
+
+
+def test_a_name_that_nobody_knows_is_refused(control: ReleaseControl) -> None:
+    for verb in ("pause", "rollback", "history", "reconcile"):
+        result = run(verb, "nothing")
+        assert result.exit_code == 1
+        assert "no model 'nothing'" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,12 +63,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def respec(home: Path, control: ReleaseControl) -> Callable[[str], None]:
-    """Give the spec other top-level keys, also for the test's own ``control``."""
+    """Give the spec other top-level keys, as if releases that are there had been opened with them."""
 
     def change(text: str) -> None:
         said = {**yaml.safe_load(SPEC), **yaml.safe_load(text)}
         (home.parent / "project" / "dags" / "models" / "toy.yaml").write_text(yaml.safe_dump(said))
         control.spec = find(settings.load(), "toy")
+        with sqlite3.connect(home / "ledger.db") as database:
+            document = control.spec.model_dump_json()
+            database.execute(
+                "INSERT OR IGNORE INTO specs VALUES (?, ?, '2013-04-01')", (control.spec.digest, document)
+            )
+            database.execute("UPDATE releases SET spec = ?", (control.spec.digest,))
 
     return change
 

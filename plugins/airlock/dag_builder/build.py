@@ -34,21 +34,21 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
     other model's DAGs down.
     """
     dags: dict[str, DAG] = {}
-    models: list[str] = []
-    for path in spec_files(folder):
+    files = spec_files(folder)
+    for path in files:
         try:
             spec = load_spec(path)
             built = dags_of(spec)
             for dag in built:
                 dag.validate()  # type: ignore[no-untyped-call]
-            models.append(spec.model)
         except SpecError as error:
             built = (RefusedSpec(path, error),)
         except AirflowException as error:
             # What only Airflow can tell, such as a cron expression that it does not take.
             built = (RefusedSpec(path, SpecError(f"{path}: Airflow refuses its DAGs: {error}")),)
         dags |= {dag.dag_id: dag for dag in built}
-    if models:
-        repairs = reconcile_dag(models)
+    if files:
+        # Those of a broken spec too: a release that is open goes by the spec that it was opened with.
+        repairs = reconcile_dag(sorted({path.stem for path in files}))
         dags[repairs.dag_id] = repairs
     return dags
