@@ -71,9 +71,7 @@ def respec(home: Path, control: ReleaseControl) -> Callable[[str], None]:
         control.spec = find(settings.load(), "toy")
         with sqlite3.connect(home / "ledger.db") as database:
             document = control.spec.model_dump_json()
-            database.execute(
-                "INSERT OR IGNORE INTO specs VALUES (?, ?, '2013-04-01')", (control.spec.digest, document)
-            )
+            database.execute("INSERT OR IGNORE INTO specs VALUES (?, ?, '2013-04-01')", (control.spec.digest, document))
             database.execute("UPDATE releases SET spec = ?", (control.spec.digest,))
 
     return change
