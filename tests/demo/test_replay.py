@@ -116,16 +116,40 @@ def test_no_gateway_is_a_lost_request_too() -> None:
     assert "ConnectError" in (world.traffic().first_failure or "")
 
 
-def test_a_fast_clock_asks_of_fewer_flights_and_a_slow_one_of_all(gateway: Gateway) -> None:
+def test_a_fast_clock_asks_of_fewer_flights(gateway: Gateway) -> None:
     flights = Flights(an_hour=1)
     world = World(flights, gateway.url, START, key="flight_id", speed=24, max_rate=60)
-    world.slow_from(START + timedelta(hours=3))
     world.start()
-    wait_until(lambda: len(flights.asked) >= 4, "four hours")
+    wait_until(lambda: len(flights.asked) >= 3, "three hours")
+    world.stop()
+    assert all(share == pytest.approx(60 / (24 * 40)) for _, share in flights.asked)
+
+
+def test_a_braked_clock_slows_down_and_asks_of_more(gateway: Gateway) -> None:
+    flights = Flights(an_hour=1)
+    world = World(flights, gateway.url, START, key="flight_id", speed=24, max_rate=60)
+    world.brake(START + timedelta(hours=5760))
+    world.start()
+    wait_until(lambda: len(flights.asked) >= 9, "nine hours")
     world.stop()
     shares = [share for _, share in flights.asked]
-    assert shares[:3] == [pytest.approx(60 / (24 * 40))] * 3
-    assert shares[3] == 1.0
+    assert shares[0] == pytest.approx(60 / (24 * 40))
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(60 / (40 * (5760 - len(shares) + 1) / 240))
+
+
+def test_a_clock_at_its_brake_stands_nearly_still_and_goes_on_at_once_when_told(gateway: Gateway) -> None:
+    flights = Flights(an_hour=1)
+    world = World(flights, gateway.url, START, key="flight_id", speed=24)
+    world.brake(START)
+    world.start()
+    wait_until(lambda: len(flights.asked) == 1, "the first hour")
+    world.skip(START + timedelta(days=9))
+    world.brake(None)
+    wait_until(lambda: len(flights.asked) >= 4, "the hours after the skip", seen=lambda: flights.asked)
+    world.stop()
+    assert [since for since, _ in flights.asked[:2]] == [START, START + timedelta(days=9)]
+    assert len({body["key"] for body in gateway.bodies}) == len(gateway.bodies)
 
 
 def test_a_skip_goes_forward_only(gateway: Gateway) -> None:

@@ -1,7 +1,7 @@
 """Live traffic: the flights of 2013 ask the gateway at their scheduled departure, over real HTTP.
 
-The simulated clock runs ``speed`` hours a second and stops while nobody has asked for it; a
-machine that is too slow makes it late, never wrong.
+The simulated clock runs ``speed`` hours a second at most, and slower towards a moment that the story keeps for later;
+a machine that is too slow makes it late, never wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from airlock.demo.feed import Tick
 _TICK = timedelta(hours=1)
 _CLIENTS = 4
 _TIMEOUT = 30.0
+_HORIZON = 240.0
+"""Seconds that the rest of the way to a brake's moment would take at the speed of now."""
+_SLOWEST = 1 / 3600
 _FLIGHTS_AN_HOUR = 40  # on average over the year, day and night: 336,776 / 8,760
 
 
@@ -63,7 +66,8 @@ class World:
         self._key = key
         self._now = start
         self._skip: datetime | None = None
-        self._slow_from: datetime | None = None
+        self._brake: datetime | None = None
+        self._changed = threading.Event()
         self._max_rate = max_rate
         self._asks: queue.Queue[dict[str, Any] | None] = queue.Queue(maxsize=_CLIENTS)
         self._stop = threading.Event()
@@ -85,10 +89,15 @@ class World:
     def skip(self, to: datetime) -> None:
         """Go on at ``to``, if that is later: nothing is asked in between, features and labels are caught up with."""
         self._skip = to
+        self._changed.set()
 
-    def slow_from(self, when: datetime | None) -> None:
-        """From ``when`` on let the clock run an hour a second, until told otherwise with ``None``."""
-        self._slow_from = when
+    def brake(self, before: datetime | None) -> None:
+        """Keep the clock from ``before``, the slower the nearer it comes, until told otherwise with ``None``.
+
+        However long the story takes until then, what comes afterwards is the same in every run.
+        """
+        self._brake = before
+        self._changed.set()
 
     def start(self) -> None:
         for thread in self._threads:
@@ -97,6 +106,7 @@ class World:
     def stop(self) -> None:
         """End the replay; every request that was sent is answered first."""
         self._stop.set()
+        self._changed.set()
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(timeout=_TIMEOUT + 5)
@@ -129,12 +139,18 @@ class World:
             for _ in range(_CLIENTS):
                 self._put(None)
 
+    def _speed(self) -> float:
+        """Simulated hours a second in the hour that begins."""
+        if self._brake is None:
+            return self.speed
+        return max(_SLOWEST, min(self.speed, (self._brake - self._now) / timedelta(hours=1) / _HORIZON))
+
     def _hour(self) -> None:
+        self._changed.clear()
         skip, self._skip = self._skip, None
         if skip is not None:
             self._now = max(self._now, skip)
-        slow = self._slow_from is not None and self._now >= self._slow_from
-        speed = min(1.0, self.speed) if slow else self.speed
+        speed = self._speed()
         share = min(1.0, self._max_rate / (speed * _FLIGHTS_AN_HOUR))
         began = time.monotonic()
         tick = self._source.tick(self._now, self._now + _TICK, share)
@@ -142,11 +158,11 @@ class World:
             self._landed += tick.landed
         for second, flight in tick.flights:
             due = began + second / (3600 * speed)
-            if self._stop.wait(max(0.0, due - time.monotonic())):
-                return
+            if self._changed.wait(max(0.0, due - time.monotonic())):
+                break
             self._put(flight)
         self._now += _TICK
-        self._stop.wait(max(0.0, began + _TICK.total_seconds() / (3600 * speed) - time.monotonic()))
+        self._changed.wait(max(0.0, began + _TICK.total_seconds() / (3600 * speed) - time.monotonic()))
 
     def _put(self, flight: dict[str, Any] | None) -> None:
         while True:
