@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -39,11 +40,26 @@ def until(client: GatewayClient, reached: Callable[[GatewayStatus], bool]) -> Ga
     return wait_until(found, "what the status should say", seen=lambda: client.status("late"))
 
 
+@contextmanager
+def canary(home: Path) -> Iterator[GatewayProcess]:
+    """A gateway with a candidate at 30 %."""
+    champion = bundle(home / "bundles" / "1")
+    publish(home, route(champion, candidate=bundle(home / "bundles" / "2", bias=0.1), share=30))
+    with running_gateway(home, "/readyz") as process:
+        yield process
+
+
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[GatewayProcess]:
-    champion = bundle(tmp_path / "bundles" / "1")
-    publish(tmp_path, route(champion, candidate=bundle(tmp_path / "bundles" / "2", bias=0.1), share=30))
-    with running_gateway(tmp_path, "/readyz") as process:
+    """One that the test may end."""
+    with canary(tmp_path) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One for the tests that let it live."""
+    with canary(tmp_path_factory.mktemp("shared")) as process:
         yield process
 
 
@@ -100,25 +116,25 @@ def test_the_worker_does_not_outlive_a_killed_parent(gateway: GatewayProcess) ->
     assert "generation 1 in effect" in gateway.log.read_text()
 
 
-def test_it_listens_on_loopback_only_and_says_nothing_of_requests(gateway: GatewayProcess) -> None:
-    GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])
-    port = int(gateway.url.rsplit(":", 1)[1])
-    processes = [psutil.Process(gateway.process.pid), *psutil.Process(gateway.process.pid).children()]
+def test_it_listens_on_loopback_only_and_says_nothing_of_requests(shared: GatewayProcess) -> None:
+    GatewayClient(shared.url).predict("late", rows=[GOOD_ROW])
+    port = int(shared.url.rsplit(":", 1)[1])
+    processes = [psutil.Process(shared.process.pid), *psutil.Process(shared.process.pid).children()]
     sockets = [s for p in processes for s in p.net_connections("inet") if s.status == psutil.CONN_LISTEN]
     assert {s.laddr.ip for s in sockets} == {"127.0.0.1"}
     assert port in {s.laddr.port for s in sockets}
-    assert "predict" not in gateway.log.read_text()
+    assert "predict" not in shared.log.read_text()
 
 
-def test_bentoml_s_own_routes_are_behind_it(gateway: GatewayProcess) -> None:
-    assert httpx.get(f"{gateway.url}/livez").status_code == 200
-    assert httpx.get(f"{gateway.url}/static_content/swagger-ui-bundle.js").status_code == 200
-    assert httpx.get(f"{gateway.url}/nowhere").status_code == 404
-    assert "airlock_requests" in httpx.get(f"{gateway.url}/metrics").text
+def test_bentoml_s_own_routes_are_behind_it(shared: GatewayProcess) -> None:
+    assert httpx.get(f"{shared.url}/livez").status_code == 200
+    assert httpx.get(f"{shared.url}/static_content/swagger-ui-bundle.js").status_code == 200
+    assert httpx.get(f"{shared.url}/nowhere").status_code == 404
+    assert "airlock_requests" in httpx.get(f"{shared.url}/metrics").text
 
 
-def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: GatewayProcess) -> None:
-    with httpx.Client(base_url=gateway.url, timeout=10) as client:
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(shared: GatewayProcess) -> None:
+    with httpx.Client(base_url=shared.url, timeout=10) as client:
         for content in (b" " * 5_000_000, (b" " * 100_000 for _ in range(50))):
             headers = {"content-type": "application/json"}
             response = client.post("/v1/models/late/predict", content=content, headers=headers)
@@ -127,13 +143,13 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(gateway: GatewayP
         assert client.post("/v1/models/late/predict", json={"rows": [GOOD_ROW]}).status_code == 200
 
 
-def test_broken_documents_leave_the_last_good_route(gateway: GatewayProcess) -> None:
-    client = GatewayClient(gateway.url)
-    champion = bundle(gateway.home / "bundles" / "3")
-    publish(gateway.home, route(champion, generation=5))
+def test_broken_documents_leave_the_last_good_route(shared: GatewayProcess) -> None:
+    client = GatewayClient(shared.url)
+    champion = bundle(shared.home / "bundles" / "3")
+    publish(shared.home, route(champion, generation=5))
     good = until(client, lambda status: status.generation == 5)
     assert good.error is None
-    path = gateway.home / "routes" / "late.json"
+    path = shared.home / "routes" / "late.json"
 
     whole = path.read_text()
     for broken, why in (
@@ -147,13 +163,13 @@ def test_broken_documents_leave_the_last_good_route(gateway: GatewayProcess) -> 
         assert status.generation == 5
         assert client.predict("late", rows=[GOOD_ROW])["version"] == "1"
 
-    flipped = bundle(gateway.home / "bundles" / "4")
-    with (gateway.home / "bundles" / "4" / ONNX).open("ab") as file:
+    flipped = bundle(shared.home / "bundles" / "4")
+    with (shared.home / "bundles" / "4" / ONNX).open("ab") as file:
         file.write(b"x")
-    publish(gateway.home, route(champion, candidate=flipped, generation=7, share=50))
+    publish(shared.home, route(champion, candidate=flipped, generation=7, share=50))
     assert until(client, lambda s: s.error is not None and ONNX in s.error).generation == 5
-    shutil.rmtree(gateway.home / "bundles" / "4")
-    bundle(gateway.home / "bundles" / "4")
+    shutil.rmtree(shared.home / "bundles" / "4")
+    bundle(shared.home / "bundles" / "4")
     assert until(client, lambda status: status.generation == 7).error is None, "taken as soon as it is repaired"
 
 
@@ -181,8 +197,8 @@ def test_a_killed_gateway_comes_back_with_its_route_and_its_ejection(gateway: Ga
         assert GatewayClient(again.url).predict("late", rows=[GOOD_ROW])["version"] == "1"
 
 
-def test_the_client_s_errors_are_ours(gateway: GatewayProcess) -> None:
-    with GatewayClient(gateway.url) as client:
+def test_the_client_s_errors_are_ours(shared: GatewayProcess) -> None:
+    with GatewayClient(shared.url) as client:
         assert client.ready()
         assert client.models() == ("late",)
         with pytest.raises(NotFound, match="late"):

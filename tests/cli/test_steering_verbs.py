@@ -33,6 +33,8 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseControl:
     (tmp_path / "home").mkdir()
     for part in ("AIRFLOW", "MLFLOW", "GATEWAY"):
         monkeypatch.setenv(f"AIRLOCK_{part}_URL", "http://127.0.0.1:1")
+    # Nothing answers there, however often it is asked.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     here = settings.load()
     made = ReleaseControl(specs.find(here, MODEL), here, Ledger(here.ledger_url))
     promoted(made, "1")

@@ -152,7 +152,8 @@ def test_a_missing_record_or_key_is_told(ended: Ended, tmp_path: Path) -> None:
     assert record.verify(path, ended.settings, public_key=signing.public_key(ended.settings)).release == "r1"
 
 
-def test_with_mlflow_down_nothing_is_claimed(ended: Ended) -> None:
+def test_with_mlflow_down_nothing_is_claimed(ended: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     away = Registry("http://127.0.0.1:1", bundles=ended.settings.bundles)
     with pytest.raises(Unavailable):
         record.write(toy_spec(), ended.settings, ended.ledger, away, "r1")
