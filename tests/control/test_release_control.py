@@ -214,6 +214,14 @@ def test_a_gate_of_the_spec_that_gave_no_verdict_keeps_a_version_back(
         control.enter(later.id, "warm_up")
 
 
+def test_parity_that_was_judged_in_dry_run_keeps_a_version_back(make_control: MakeControl) -> None:
+    control = make_control(gates=[{"kind": "finite"}, {"kind": "onnx_parity"}])
+    dry = Verdict(name="onnx_parity", status=Status.FAIL, reason="dry run, does not count: 9 flips", dry_run=True)
+    release = opened(control, "1", verdicts=[FINITE, dry])
+    with pytest.raises(Conflict, match="has no verdict of onnx_parity"):
+        control.promote(release.id)
+
+
 def test_a_version_that_was_judged_against_another_champion_gets_no_traffic(control: ReleaseControl) -> None:
     promoted(control, "1")
     stale = opened(control, "2")

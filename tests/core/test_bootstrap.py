@@ -10,7 +10,8 @@ import pytest
 from airlock.core import bootstrap
 from airlock.core.bootstrap import bootstrap_gain
 from airlock.core.spec import METRICS, Metric, Task
-from airlock.core.stats import TooFew, metric_gain, metric_interval
+from airlock.core.stats import metric_gain, metric_interval
+from airlock.core.uncertainty import TooFew
 
 RNG = np.random.default_rng(12)
 TRUTH = RNG.uniform(0, 1, 300)

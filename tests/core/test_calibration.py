@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airlock.core.calibration import MINIMUM_IN_BIN, calibration
-from airlock.core.stats import TooFew
+from airlock.core.uncertainty import TooFew
 
 
 @given(

@@ -18,8 +18,9 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from airlock.core.bootstrap import bootstrap_gain
 from airlock.core.calibration import calibration
 from airlock.core.comparisons import benjamini_hochberg, difference_of_shares
+from airlock.core.roc import covariance, placements
 from airlock.core.spec import Metric
-from airlock.core.stats import metric_gain, metric_interval, quantile_interval, wilson
+from airlock.core.stats import quantile_interval, wilson
 
 NORMAL = (33, 6, 6, 11, 2)
 ABNORMAL = (3, 2, 2, 11, 33)
@@ -35,10 +36,12 @@ class TestDeLong:
     def test_hanley_and_mcneil(self) -> None:
         """The area is in the paper; its DeLong error and interval are those of Stata's ``roctab``, on the same data."""
         labels, scores = rated()
-        interval = metric_interval("roc_auc", labels, scores, confidence=0.975)
-        assert interval.estimate == pytest.approx(0.8932, abs=5e-5)
-        assert (interval.low, interval.high) == pytest.approx((0.83295, 0.95339), abs=1e-5)
-        assert (interval.high - interval.low) / 2 / 1.959964 == pytest.approx(0.0307, abs=5e-5)
+        found = placements(labels, scores)
+        error = math.sqrt(covariance(found, found)[0, 0])
+        assert found.area == pytest.approx(0.8932, abs=5e-5)
+        assert error == pytest.approx(0.0307, abs=5e-5)
+        half = 1.959964 * error
+        assert (found.area - half, found.area + half) == pytest.approx((0.83295, 0.95339), abs=1e-5)
 
     def test_a_pair_against_the_jackknife(self) -> None:
         """Leaving out one row of a class at a time gives DeLong's covariance; the areas are scikit-learn's."""
@@ -57,9 +60,9 @@ class TestDeLong:
             rows = len(left_out)
             pseudo_values = rows * whole - (rows - 1) * np.array(left_out)
             variance += np.var(pseudo_values, ddof=1) / rows
-        half = scipy_stats.norm.ppf(0.95) * math.sqrt(variance)
-        expected = (whole, whole - half, whole + half)
-        assert metric_gain("roc_auc", labels, first, second, confidence=0.95) == pytest.approx(expected)
+        mine, other = placements(labels, first), placements(labels, second)
+        assert mine.area - other.area == pytest.approx(whole)
+        assert np.array([1, -1]) @ covariance(mine, other) @ np.array([1, -1]) == pytest.approx(variance)
 
 
 class TestShares:

@@ -12,8 +12,9 @@ import pytest
 from airlock.core import replay as module
 from airlock.core.replay import Frame, Glance, replay
 from airlock.core.replay_report import ReplayReport, repeated
-from airlock.core.stats import TooFew, wilson
+from airlock.core.stats import wilson
 from airlock.core.tally import LateEvidence, Sums, Tally
+from airlock.core.uncertainty import TooFew
 from airlock.core.verdict import Status
 from tests.support.toy_model import toy_spec
 

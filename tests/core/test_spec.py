@@ -101,6 +101,9 @@ GATES: list[tuple[dict[str, Any], str | None]] = [
     ({"kind": "calibration", "max_error": 0.1}, "which a regression does not give"),
     ({"kind": "feature_parity"}, "a model without features"),
     ({"kind": "schema", "allow_changes": True}, None),
+    ({"kind": "onnx_parity", "mode": "enforce", "max_difference": 2}, None),
+    ({"kind": "onnx_parity", "mode": "dry_run"}, "onnx_parity is always enforced.*widen max_difference or max_flips"),
+    ({"kind": "onnx_parity", "mode": "off"}, "'enforce'"),
     ({"kind": "accuracy", "min": 0.9}, "does not match any of the expected tags"),
 ]
 
@@ -125,6 +128,8 @@ def test_gates_of_a_regression(gate: dict[str, Any], words: str | None) -> None:
         ({"kind": "calibration", "max_error": 0.1, "bins": 1}, "greater than or equal to 2"),
         ({"kind": "feature_parity", "tolerance": 0}, "greater than 0"),
         ({"kind": "feature_parity", "max_mismatch": 0.01, "rows": 50}, None),
+        ({"kind": "feature_parity", "mode": "dry_run"}, None),
+        ({"kind": "onnx_parity", "max_difference": 1}, "a max_difference of 1 refuses nothing"),
     ],
 )
 def test_gates_of_a_classification_with_features(gate: dict[str, Any], words: str | None) -> None:

@@ -281,6 +281,20 @@ def test_poor_parity_is_refused_though_no_gate_asks_for_it(house: House, candida
     assert fold(judged.verdicts) is Status.FAIL
 
 
+def test_poor_parity_is_refused_though_the_gate_is_in_dry_run(house: House, candidate: OnnxRef) -> None:
+    """A spec cannot say so; a gate that was made otherwise does not get round it either."""
+    found = {**candidate.parity.details, "flips": 9}
+    poor = candidate.parity.model_copy(update={"status": Status.FAIL, "reason": "9 flipped", "details": found})
+    dry = tuple(
+        gate.model_copy(update={"mode": "dry_run"}) if gate.kind == "onnx_parity" else gate for gate in SPEC.gates
+    )
+    assert dry != SPEC.gates
+    judged = house.judged(candidate.model_copy(update={"parity": poor}), spec=SPEC.model_copy(update={"gates": dry}))
+    assert fold(judged.verdicts) is Status.FAIL
+    with pytest.raises(GateRefused, match="flips 9 decisions"):
+        house.registry().register(SPEC, judged, key="dry parity")
+
+
 def test_versions_that_do_not_exist_name_the_newest(house: House) -> None:
     with pytest.raises(NotFound, match="train it first"):
         house.registry().latest("nobody")

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from airlock.core.sequential import Interval
 from airlock.core.spec import Metric
-from airlock.core.stats import HIGHER_IS_BETTER, Floats, TooFew, deviate, log_losses, metric_gain, row_influence
+from airlock.core.stats import HIGHER_IS_BETTER, log_losses, metric_gain, row_influence
+from airlock.core.uncertainty import Floats, TooFew, deviate
 
 RESAMPLES = 2000
 SEED = 20130101

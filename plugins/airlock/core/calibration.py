@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from airlock.core.sequential import Interval
-from airlock.core.stats import Floats, TooFew, deviate
+from airlock.core.uncertainty import Floats, TooFew, deviate
 
 MINIMUM_IN_BIN = 20
 """Rows of a bin under which its share of positives is not taken for normally distributed."""

@@ -37,7 +37,7 @@ from airlock.core.experiment_statistics import (
 )
 from airlock.core.sequential import Interval
 from airlock.core.spec import Experiment, Outcome, OutcomeGuard
-from airlock.core.stats import TooFew
+from airlock.core.uncertainty import TooFew
 from airlock.core.verdict import Status, Verdict
 
 MISMATCH_ALPHA = 0.001

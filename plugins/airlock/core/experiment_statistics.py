@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airlock.core.sequential import ASYMPTOTIC_MINIMUM, Interval
-from airlock.core.stats import TooFew, deviate
+from airlock.core.uncertainty import TooFew, deviate
 
 Floats = npt.NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from airlock.core.policy import Metric, Policy, Positive, Share, Task
 
@@ -117,11 +117,25 @@ class CalibrationGate(GatePolicy):
 
 
 class ParityGate(GatePolicy):
-    """ONNX must answer as scikit-learn does: largest difference, and flipped decisions."""
+    """ONNX must answer as scikit-learn does: largest difference, and flipped decisions.
+
+    Always enforced, declared or not: what was judged offline and what answers would be two models.
+    """
 
     kind: Literal["onnx_parity"]
+    mode: Literal["enforce"] = "enforce"
     max_difference: Positive = 1e-3
     max_flips: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _never_dry(cls, value: object) -> object:
+        if value == "dry_run":
+            raise ValueError(
+                "onnx_parity is always enforced: a model that answers differently once it is exported is never let "
+                "through. Remove the mode, and widen max_difference or max_flips if a known difference is harmless"
+            )
+        return value
 
 
 class FeatureParityGate(GatePolicy):
@@ -186,6 +200,11 @@ def inapplicable(gate: Gate, task: Task, *, has_features: bool) -> str | None:
     """Why a gate could never be judged for a model of this kind, or ``None``."""
     if isinstance(gate, FairnessGate | CalibrationGate) and task is not Task.CLASSIFICATION:
         return f"a {gate.kind} gate is of probabilities and decisions, which a {task} does not give; remove it"
+    if isinstance(gate, ParityGate) and task is Task.CLASSIFICATION and gate.max_difference >= 1:
+        return (
+            f"a max_difference of {gate.max_difference:g} refuses nothing: probabilities lie between 0 and 1; "
+            "the default is 0.001"
+        )
     if isinstance(gate, FeatureParityGate) and not has_features:
         return "a feature_parity gate reads the online store, which a model without features has not; remove it"
     return None

@@ -5,8 +5,6 @@ are float arrays of shape (rows,). Every interval's bounds hold each with the gi
 both together make a 90 % interval, and one alone is the bound of a one-sided test at 5 %.
 
 Sources:
-    DeLong, DeLong, Clarke-Pearson (1988), Comparing the areas under two or more correlated ROC curves.
-    Sun, Xu (2014), Fast implementation of DeLong's algorithm.
     Wilson (1927), Probable inference, the law of succession, and statistical inference.
     van der Vaart (1998), Asymptotic Statistics, chapters 3 (delta method) and 20 (influence functions).
     Conover (1999), Practical Nonparametric Statistics, section 3.2 (quantiles by order statistics).
@@ -18,26 +16,16 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
+from airlock.core.roc import area_interval, gain_interval, placements, shortfall
 from airlock.core.sequential import Interval
 from airlock.core.spec import Metric
-
-Floats = npt.NDArray[np.float64]
+from airlock.core.uncertainty import Floats, TooFew, deviate, split_classes
 
 HIGHER_IS_BETTER: frozenset[Metric] = frozenset({"roc_auc", "pr_auc", "accuracy", "r2"})
 
 _EPSILON = float(np.finfo(np.float32).eps)
 """Probabilities are kept this far from 0 and 1 in the log loss: served scores are 32-bit, where 1 is often exact."""
-
-
-class TooFew(ValueError):
-    """The rows cannot carry the statistic: too few, or all of one class."""
-
-
-def deviate(confidence: float) -> float:
-    """Standard normal quantile: what one bound at ``confidence`` is multiplied with."""
-    return NormalDist().inv_cdf(confidence)
 
 
 def wilson(hits: float, n: int, confidence: float) -> Interval:
@@ -55,39 +43,13 @@ def wilson(hits: float, n: int, confidence: float) -> Interval:
     return Interval(share, centre - half if hits > 0 else 0.0, centre + half if hits < n else 1.0)
 
 
-def _midranks(values: Floats) -> Floats:
-    """Ranks from 1; ties share their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    ranks: Floats = (last - (counts - 1) / 2)[inverse]
-    return ranks
-
-
-def _classes(labels: Floats, at_least: int) -> npt.NDArray[np.bool_]:
-    positive: npt.NDArray[np.bool_] = labels == 1
-    found = int(positive.sum()), int((~positive).sum())
-    if min(found) < at_least:
-        raise TooFew(f"{found[0]} positive and {found[1]} negative rows; at least {at_least} of each are needed")
-    return positive
-
-
-def _placements(labels: Floats, scores: Floats) -> tuple[float, Floats, Floats]:
-    """The ROC AUC, and DeLong's structural components of the positive and of the negative rows."""
-    positive = _classes(labels, 2)
-    high, low = scores[positive], scores[~positive]
-    together = _midranks(np.concatenate([high, low]))
-    of_high = (together[: high.size] - _midranks(high)) / low.size
-    of_low = 1 - (together[high.size :] - _midranks(low)) / high.size
-    return float(of_high.mean()), of_high, of_low
-
-
 def roc_auc(labels: Floats, scores: Floats) -> float:
     """Area under the ROC curve; tied scores count half.
 
     Raises:
         TooFew: fewer than two rows of a class.
     """
-    return _placements(labels, scores)[0]
+    return placements(labels, scores).area
 
 
 def _average_precision(labels: Floats, scores: Floats) -> tuple[float, Floats]:
@@ -96,7 +58,7 @@ def _average_precision(labels: Floats, scores: Floats) -> tuple[float, Floats]:
     It is the mean precision at the positive rows' scores. A row moves it through its own place
     among them, and through the precision at every score that is not above its own.
     """
-    _classes(labels, 2)
+    split_classes(labels, 2)
     rows = labels.size
     values, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     hits = np.bincount(place, weights=labels, minlength=values.size)
@@ -156,8 +118,8 @@ def _parts(metric: Metric, labels: Floats, scores: Floats, threshold: float) -> 
     if labels.size == 0:
         raise TooFew("no rows")
     if metric == "roc_auc":
-        area, high, low = _placements(labels, scores)
-        return area, (high, low)
+        found = placements(labels, scores)
+        return found.area, (found.high, found.low)
     estimate, influence = _estimate(metric, labels, scores, threshold)
     if influence.size < 2:
         raise TooFew(f"{influence.size} rows; at least 2 are needed")
@@ -195,17 +157,16 @@ def metric_interval(
 ) -> Interval:
     """A metric with its interval, in the metric's units; ``threshold`` turns probabilities into decisions.
 
-    ROC AUC by DeLong, cut to [0, 1]; accuracy by Wilson; the others by the normal approximation.
+    ROC AUC by score bounds (core/roc.py); accuracy by Wilson; the others by the normal approximation.
 
     Raises:
         TooFew: the rows cannot carry the metric.
     """
     if metric == "accuracy":
         return wilson(_right(labels, scores, threshold), labels.size, confidence)
-    interval = _around(*_parts(metric, labels, scores, threshold), confidence)
     if metric == "roc_auc":
-        return Interval(interval.estimate, max(0.0, interval.low), min(1.0, interval.high))
-    return interval
+        return area_interval(placements(labels, scores), confidence)
+    return _around(*_parts(metric, labels, scores, threshold), confidence)
 
 
 def _right(labels: Floats, scores: Floats, threshold: float) -> int:
@@ -223,12 +184,14 @@ def metric_gain(
 ) -> Interval:
     """How much better the candidate is than the reference on the same rows; above 0 is better for every metric.
 
-    Paired: what both get wrong alike cancels out. ROC AUC by DeLong, the others by the normal
-    approximation of the differences of the rows' influences.
+    Paired: what both get wrong alike cancels out. ROC AUC by score bounds and DeLong's correlation (core/roc.py),
+    the others by the normal approximation of the differences of the rows' influences.
 
     Raises:
         TooFew: the rows cannot carry the metric.
     """
+    if metric == "roc_auc":
+        return gain_interval(placements(labels, candidate), placements(labels, reference), confidence)
     mine, of_mine = _parts(metric, labels, candidate, threshold)
     other, of_other = _parts(metric, labels, reference, threshold)
     sign = 1 if metric in HIGHER_IS_BETTER else -1
@@ -265,7 +228,7 @@ def shortfall_p_value(
 ) -> float:
     """One-sided p-value against "the metric keeps its bound": small when it falls short by more than chance.
 
-    Exact (binomial) for accuracy, by the normal approximation of the metric otherwise.
+    Exact (binomial) for accuracy, a score test for ROC AUC, by the normal approximation of the metric otherwise.
 
     Raises:
         TooFew: the rows cannot carry the metric.
@@ -277,6 +240,8 @@ def shortfall_p_value(
         if at_least:
             return float(bdtr(right, labels.size, bound))
         return float(bdtrc(right - 1, labels.size, bound)) if right else 1.0
+    if metric == "roc_auc":
+        return shortfall(placements(labels, scores), bound, at_least=at_least)
     estimate, parts = _parts(metric, labels, scores, threshold)
     above, error = estimate - bound if at_least else bound - estimate, _error(parts)
     if error == 0:

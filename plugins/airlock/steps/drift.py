@@ -16,7 +16,8 @@ import pandas as pd
 from airlock import prediction_log
 from airlock.core.errors import DataInvalid, NotFound, Unavailable
 from airlock.core.spec import ModelSpec, Task
-from airlock.core.stats import TooFew, metric_interval
+from airlock.core.stats import metric_interval
+from airlock.core.uncertainty import TooFew
 from airlock.core.verdict import Status, Verdict
 from airlock.ledger import Ledger, VersionRecord
 from airlock.settings import Settings

@@ -18,7 +18,7 @@ from airlock.core.experiment_statistics import difference, interval
 from airlock.core.release import Release
 from airlock.core.sequential import Interval
 from airlock.core.spec import Experiment, ModelSpec, OutcomeGuard
-from airlock.core.stats import TooFew
+from airlock.core.uncertainty import TooFew
 from airlock.core.verdict import Status
 from airlock.settings import Settings
 from airlock.steps.experiment_evidence import (

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from airlock.core.sequential import Interval
-from airlock.core.spec import Input, MetricBound, Task
-from airlock.core.stats import Floats
+from airlock.core.spec import Input, Metric, MetricBound, Task
+from airlock.core.uncertainty import Floats
 from airlock.core.verdict import Status, Verdict
 
 BASELINE = "baseline"
@@ -20,6 +20,11 @@ BASELINE = "baseline"
 
 MINIMUM_ROWS = 30
 """Evaluation rows under which the intervals, which lean on the central limit theorem, mean nothing."""
+
+MINIMUM_OF_CLASS = 20
+"""Rows of the rarer class under which a metric of probabilities is not judged. Below it the few rows that make the
+metric's variance are often not among them; from here on bounds miss about as often as they say, by simulation
+(tests/benchmarks/RESULTS.md)."""
 
 CONFIDENCE = 0.95
 """Of each bound of an interval, unless the gate names another."""
@@ -91,6 +96,23 @@ def labels_of(evidence: GateEvidence) -> Floats:
     if evidence.task is Task.CLASSIFICATION and not np.isin(labels, (0.0, 1.0)).all():
         raise ValueError("labels of a classification must be 0 or 1")
     return labels
+
+
+def require_both_classes(metric: Metric, labels: Floats, task: Task, *, advice: str = "") -> None:
+    """Refuse to judge a metric that leans on too few rows of a class. Accuracy counts rows, whatever their class.
+
+    Raises:
+        Missing: a class has fewer rows than :data:`MINIMUM_OF_CLASS`; says how many there are and what to do.
+    """
+    if task is not Task.CLASSIFICATION or metric == "accuracy":
+        return
+    positive = int(labels.sum())
+    negative = labels.size - positive
+    if min(positive, negative) < MINIMUM_OF_CLASS:
+        raise Missing(
+            f"{positive} positive and {negative} negative rows; {metric} needs at least {MINIMUM_OF_CLASS} of each: "
+            + (advice or "hold out a longer window (data.evaluation)")
+        )
 
 
 def candidate_scores(evidence: GateEvidence) -> Floats:

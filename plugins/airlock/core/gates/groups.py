@@ -29,19 +29,17 @@ from airlock.core.gates.evidence import (
     labels_of,
     only_classification,
     reaches,
+    require_both_classes,
     span,
     within,
 )
 from airlock.core.sequential import Interval
 from airlock.core.spec import FairnessGate, SliceGate
-from airlock.core.stats import (
-    Floats,
-    TooFew,
-    metric_interval,
-    shortfall_p_value,
-    wilson,
-)
+from airlock.core.stats import metric_interval, shortfall_p_value, wilson
+from airlock.core.uncertainty import Floats, TooFew
 from airlock.core.verdict import Status, Verdict
+
+_MORE = "hold out a longer window (data.evaluation), or raise min_rows, and such groups decide nothing"
 
 _Rows = npt.NDArray[np.bool_]
 
@@ -53,6 +51,7 @@ class _Group(NamedTuple):
     interval: Interval | None = None
     p_value: float = 1.0
     adjusted: float = 1.0
+    why_open: str = ""
 
 
 def slices(gate: SliceGate, evidence: GateEvidence) -> Verdict:
@@ -60,7 +59,7 @@ def slices(gate: SliceGate, evidence: GateEvidence) -> Verdict:
 
     Each group's test is one-sided against "the metric keeps its bound". Groups of fewer rows than ``min_rows``
     (and than 30, which the tests need) are told and decide nothing; a larger one that cannot carry the metric,
-    for want of a class, leaves the gate open.
+    for want of rows of a class, leaves the gate open.
     """
     labels, scores = labels_of(evidence), candidate_scores(evidence)
     found: dict[str, _Group] = {}
@@ -70,24 +69,28 @@ def slices(gate: SliceGate, evidence: GateEvidence) -> Verdict:
         if (n := int(rows.sum())) < least:
             small[name] = n
         else:
-            found[name] = _group(gate, labels[rows], scores[rows], evidence.threshold)
+            found[name] = _group(gate, labels[rows], scores[rows], evidence)
     judged = [name for name, group in found.items() if group.interval is not None]
     if not judged:
-        raise Missing(f"no group of {gate.column} has {least} rows that can carry {gate.metric}")
+        why = "; ".join(f"{name} has {group.why_open}" for name, group in found.items())
+        raise Missing(
+            f"no group of {gate.column} has {least} rows that can carry {gate.metric}" + (f": {why}" if why else "")
+        )
     adjusted = benjamini_hochberg([found[name].p_value for name in judged])
     found |= {name: found[name]._replace(adjusted=q) for name, q in zip(judged, adjusted, strict=True)}
     return _slices_verdict(gate, found, small, labels.size)
 
 
-def _group(gate: SliceGate, labels: Floats, scores: Floats, threshold: float) -> _Group:
-    bound, _ = bound_of(gate)
+def _group(gate: SliceGate, labels: Floats, scores: Floats, evidence: GateEvidence) -> _Group:
+    (bound, _), threshold = bound_of(gate), evidence.threshold
     try:
+        require_both_classes(gate.metric, labels, evidence.task, advice=_MORE)
         interval = metric_interval(gate.metric, labels, scores, confidence=CONFIDENCE, threshold=threshold)
         p_value = shortfall_p_value(
             gate.metric, labels, scores, bound, at_least=gate.min is not None, threshold=threshold
         )
-    except TooFew:
-        return _Group(labels.size)
+    except (Missing, TooFew) as few:
+        return _Group(labels.size, why_open=str(few))
     return _Group(labels.size, interval, p_value)
 
 
@@ -114,7 +117,8 @@ def _slices_verdict(gate: SliceGate, found: Mapping[str, _Group], small: Mapping
     if below:
         parts.append(f"{len(below)} below the bound but within what chance explains {held}: {and_more(below)}")
     if open_:
-        parts.append(f"{len(open_)} cannot be judged, with too few rows of a class: {and_more(open_)}")
+        told = [f"{name} has {found[name].why_open}" for name in open_]
+        parts.append(f"{len(open_)} cannot be judged: {and_more(told, most=3)}")
     if small:
         parts.append(f"{len(small)} with too few rows decide nothing: {and_more(list(small))}")
     return Verdict(
@@ -140,7 +144,7 @@ def _slices_verdict(gate: SliceGate, found: Mapping[str, _Group], small: Mapping
 
 def _told(group: _Group, failed: bool) -> dict[str, object]:
     if group.interval is None:
-        return {"status": Status.INCONCLUSIVE.value, "rows": group.rows}
+        return {"status": Status.INCONCLUSIVE.value, "rows": group.rows, "reason": group.why_open}
     return {
         "status": (Status.FAIL if failed else Status.PASS).value,
         "rows": group.rows,

@@ -2,7 +2,7 @@
 
 Evidence that is missing or too thin is ``INCONCLUSIVE``, evidence that cannot be judged (NaN, unequal lengths,
 impossible labels) is ``ERROR``; neither lets a candidate through. A gate in ``dry_run`` gives the verdict that
-it would give, which then does not count.
+it would give, which then does not count, but for ONNX parity: one that is not a pass counts whatever the mode says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from airlock.core.spec import (
     SuperiorityGate,
     ThresholdGate,
 )
-from airlock.core.stats import TooFew
+from airlock.core.uncertainty import TooFew
 from airlock.core.verdict import Status, Verdict
 
 _JUDGES: dict[type[Policy], Callable[[Any, GateEvidence], Verdict]] = {
@@ -58,7 +58,7 @@ def judge(gates: Iterable[Gate], evidence: GateEvidence) -> tuple[Verdict, ...]:
     for name, gate in named(gates):
         verdict = _judge(gate, evidence)
         changes: dict[str, Any] = {"name": name}
-        if gate.mode == "dry_run":
+        if gate.mode == "dry_run" and (verdict.passed or not isinstance(gate, ParityGate)):
             changes |= {"dry_run": True, "reason": f"dry run, does not count: {verdict.reason}"}
         verdicts.append(verdict.model_copy(update=changes))
     return tuple(verdicts)
@@ -75,9 +75,10 @@ def named(gates: Iterable[Gate]) -> tuple[tuple[str, Gate], ...]:
 
 
 def lacking(gates: Iterable[Gate], verdicts: Iterable[Verdict]) -> tuple[str, ...]:
-    """Names of enforced gates that no verdict stands for, or only one of a dry run."""
+    """Names of enforced gates that no verdict stands for, or only one of a dry run. ONNX parity is always enforced."""
     given = {verdict.name for verdict in verdicts if not verdict.dry_run}
-    return tuple(name for name, gate in named(gates) if gate.mode == "enforce" and name not in given)
+    enforced = {name for name, gate in named(gates) if gate.mode == "enforce" or isinstance(gate, ParityGate)}
+    return tuple(name for name, _ in named(gates) if name in enforced - given)
 
 
 def name_of(gate: Gate) -> str:

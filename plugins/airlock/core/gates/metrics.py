@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from airlock.core.bootstrap import RESAMPLES, bootstrap_gain
 from airlock.core.calibration import calibration
 from airlock.core.gates.evidence import (
@@ -13,9 +15,11 @@ from airlock.core.gates.evidence import (
     only_classification,
     reaches,
     reference_scores,
+    require_both_classes,
     span,
     within,
 )
+from airlock.core.sequential import Interval
 from airlock.core.spec import (
     CalibrationGate,
     ComparisonGate,
@@ -27,12 +31,19 @@ from airlock.core.spec import (
 from airlock.core.stats import HIGHER_IS_BETTER, metric_gain, metric_interval, relative_gain
 from airlock.core.verdict import Status, Verdict
 
+
+class _Settings(TypedDict):
+    confidence: float
+    threshold: float
+
+
 _UNSURE = "; the interval reaches beyond the bound, so the rows do not settle it"
 
 
 def threshold(gate: ThresholdGate, evidence: GateEvidence) -> Verdict:
     """By the estimate. The reason says so where the interval does not lie on the same side."""
     labels, scores = labels_of(evidence), candidate_scores(evidence)
+    require_both_classes(gate.metric, labels, evidence.task)
     interval = metric_interval(gate.metric, labels, scores, confidence=CONFIDENCE, threshold=evidence.threshold)
     bound, words = bound_of(gate)
     kept = reaches(gate, interval.estimate)
@@ -54,6 +65,7 @@ def threshold(gate: ThresholdGate, evidence: GateEvidence) -> Verdict:
 def relative(gate: RelativeGate, evidence: GateEvidence) -> Verdict:
     """By the estimate, as :func:`threshold`."""
     labels, candidate, reference = labels_of(evidence), candidate_scores(evidence), reference_scores(evidence)
+    require_both_classes(gate.metric, labels, evidence.task)
     gain = relative_gain(gate.metric, labels, candidate, reference, confidence=CONFIDENCE, threshold=evidence.threshold)
     asked = (
         f"it may lose at most {gate.max_loss:.3%}"
@@ -85,8 +97,16 @@ def comparison(gate: NonInferiorityGate | SuperiorityGate, evidence: GateEvidenc
     The interval on the right side of the bound is a pass, on the wrong side a fail, across it inconclusive.
     """
     labels, candidate, reference = labels_of(evidence), candidate_scores(evidence), reference_scores(evidence)
-    gained = bootstrap_gain if gate.method == "bootstrap" else metric_gain
-    gain = gained(gate.metric, labels, candidate, reference, confidence=gate.confidence, threshold=evidence.threshold)
+    require_both_classes(gate.metric, labels, evidence.task)
+    rows = gate.metric, labels, candidate, reference
+    settings: _Settings = {"confidence": gate.confidence, "threshold": evidence.threshold}
+    gain = metric_gain(*rows, **settings)
+    if gate.method == "bootstrap":
+        drawn = bootstrap_gain(*rows, **settings)
+        if gate.metric == "roc_auc":
+            # Resamples of few rows of a class do not know the rows that are not there: BCa alone misses 12 % at 20.
+            drawn = Interval(drawn.estimate, min(drawn.low, gain.low), max(drawn.high, gain.high))
+        gain = drawn
     not_worse = isinstance(gate, NonInferiorityGate)
     bound = -gate.margin if not_worse else gate.margin
     if gain.low > bound:
@@ -121,8 +141,11 @@ def comparison(gate: NonInferiorityGate | SuperiorityGate, evidence: GateEvidenc
 
 def _method(gate: ComparisonGate) -> str:
     if gate.method == "bootstrap":
-        return f"paired bootstrap of {RESAMPLES} resamples, bias-corrected and accelerated"
-    return "paired DeLong" if gate.metric == "roc_auc" else "normal approximation of the rows' paired differences"
+        method = f"paired bootstrap of {RESAMPLES} resamples, bias-corrected and accelerated"
+        return method + (", or the score bounds where they are wider" if gate.metric == "roc_auc" else "")
+    if gate.metric == "roc_auc":
+        return "score bounds of both areas with DeLong's correlation"
+    return "normal approximation of the rows' paired differences"
 
 
 def _both(gate: RelativeGate | ComparisonGate, evidence: GateEvidence) -> tuple[float, float]:
