@@ -218,7 +218,7 @@ def test_parity_that_was_judged_in_dry_run_keeps_a_version_back(make_control: Ma
     control = make_control(gates=[{"kind": "finite"}, {"kind": "onnx_parity"}])
     dry = Verdict(name="onnx_parity", status=Status.FAIL, reason="dry run, does not count: 9 flips", dry_run=True)
     release = opened(control, "1", verdicts=[FINITE, dry])
-    with pytest.raises(Conflict, match="has no verdict of onnx_parity"):
+    with pytest.raises(NotPossible, match="has no verdict of onnx_parity"):
         control.promote(release.id)
 
 
