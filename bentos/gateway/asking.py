@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airlock.core.spec import Task as Kind
-from airlock.core.tally import Ejection
-from gateway.evidence import SERVED, SHADOW, Role
+from airlock.core.tally import Ejection, Role
+from gateway.evidence import SERVED, SHADOW
 from gateway.metrics import Metrics
 from gateway.paths import write_durably
 from gateway.prediction_writer import Entry, Origin, PredictionWriter

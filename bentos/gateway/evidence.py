@@ -15,26 +15,29 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from airlock.core.counters import Counters
 from airlock.core.route import Route
-from airlock.core.tally import Tally
+from airlock.core.tally import Checkpoint, Role, Scope, Tally
 from gateway.paths import write_durably
 
 logger = logging.getLogger("airlock.gateway")
 
 KEEP_SECONDS = 1.0
 
-Role = Literal["served", "shadow"]
 SERVED: Role = "served"
 SHADOW: Role = "shadow"
 Tallies = dict[str, dict[Role, Tally]]
 
 
 class Kept(BaseModel):
-    """Evidence as it is written down. ``earlier`` holds the tallies of the release's steps before this one."""
+    """Evidence as it is written down. ``earlier`` holds the tallies of the release's steps before this one.
+
+    ``checkpoints`` are those of the candidate's counters; a file of before there were any has none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +49,7 @@ class Kept(BaseModel):
     first_asked: dict[str, AwareDatetime] = {}
     current: Tallies = {}
     earlier: Tallies = {}
+    checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
 
 
 class Counted(Protocol):
@@ -61,23 +65,23 @@ class Evidence:
     ``kept`` is what was counted under an earlier route or by an earlier process. Of the same release it goes on, of the
     same step the step's tallies do as well; of another release nothing does.
 
-    ``step_sum`` and ``total_sum`` are the candidate's over both roles, in the step and in the release: what its limits
-    are held against after each request.
+    ``counters`` are the candidate's: what its limits are held against after each request.
     """
 
     def __init__(self, route: Route, kept: Kept | None = None) -> None:
         now = datetime.now(UTC)
         if kept is None or (kept.model, kept.release) != (route.model, route.release):
             kept = Kept(model=route.model, release=route.release, step=route.step, since=now)
-        elif kept.step != route.step:
+        counters = _counters(kept, route.candidate)
+        if kept.step != route.step:
+            counters.begin_step()
             earlier = _added(kept.earlier, kept.current)
             update = {"step": route.step, "since": now, "observed_s": 0.0, "current": {}, "earlier": earlier}
             kept = kept.model_copy(update=update)
         self._kept = kept
         self._began = time.monotonic()
         self.candidate = route.candidate
-        self.step_sum = _over_roles(kept.current, route.candidate)
-        self.total_sum = _over_roles(kept.earlier, route.candidate) + self.step_sum
+        self.counters = counters
         self._counted_in: dict[tuple[str, Role], tuple[Tally, ...]] = {}
 
     @property
@@ -107,7 +111,7 @@ class Evidence:
         except KeyError:
             self._kept.first_asked.setdefault(version, datetime.now(UTC))
             own = self._kept.current.setdefault(version, {}).setdefault(role, Tally())
-            sums = (self.step_sum, self.total_sum) if version == self.candidate else ()
+            sums = self.counters.tallies(role) if version == self.candidate else ()
             return self._counted_in.setdefault((version, role), (own, *sums))
 
     def seconds_since_first(self, version: str, now: datetime) -> float:
@@ -116,7 +120,7 @@ class Evidence:
 
     def kept(self) -> Kept:
         """Everything as it is now. The tallies are not copied."""
-        return self._kept.model_copy(update={"observed_s": self.observed_s})
+        return self._kept.model_copy(update={"observed_s": self.observed_s, "checkpoints": self.counters.checkpoints})
 
 
 class Keeper:
@@ -179,5 +183,14 @@ def _added(one: Tallies, other: Tallies) -> Tallies:
     }
 
 
-def _over_roles(tallies: Tallies, version: str | None) -> Tally:
-    return sum(tallies.get(version or "", {}).values(), Tally())
+def _named(roles: dict[Role, Tally]) -> dict[str, Tally]:
+    return {str(role): tally for role, tally in roles.items()}
+
+
+def _counters(kept: Kept, candidate: str | None) -> Counters:
+    """The candidate's, as they were when they were written down."""
+    current = kept.current.get(candidate or "", {})
+    total = _added(kept.earlier, kept.current).get(candidate or "", {})
+    if kept.checkpoints is None:
+        return Counters.at_step(_named(total), _named(current))
+    return Counters(_named(total), kept.checkpoints)

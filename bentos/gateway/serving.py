@@ -10,8 +10,8 @@ from typing import Any, Literal
 from airlock.core.guards import breach, slow_limits
 from airlock.core.route import Route, place
 from airlock.core.segment import met
-from airlock.core.tally import Ejection, GatewayStatus, Tally
-from gateway.evidence import Evidence, Kept, Role, Tallies
+from airlock.core.tally import Ejection, GatewayStatus, Role, Tally
+from gateway.evidence import Evidence, Kept, Tallies
 from gateway.schema import Feeds, Schema
 from gateway.stand_ins import StandIns
 from gateway.versions import Version
@@ -132,7 +132,8 @@ class Served:
         if candidate is None or version != candidate.name:
             return None
         evidence = self.evidence
-        reason = breach(self.effect.limits, evidence.total_sum, evidence.step_sum)
+        reason = breach(self.effect.limits, evidence.counters)
+        evidence.counters.restart_if_due()
         if reason is None:
             return None
         now = datetime.now(UTC)
@@ -143,7 +144,7 @@ class Served:
             generation=route.generation,
             at=now,
             reason=reason,
-            requests=evidence.total_sum.requests,
+            requests=evidence.counters.all.sums.requests,
             seconds=evidence.seconds_since_first(version, now),
         )
         self.effect = Effect(route, self.effect.versions, version, self.effect)
@@ -167,6 +168,7 @@ class Served:
             ejection=self.ejection,
             step=_plain(evidence.step),
             total=_plain(evidence.total),
+            checkpoints=evidence.counters.checkpoints,
             error=self.error,
         )
 

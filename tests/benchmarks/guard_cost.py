@@ -33,11 +33,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bentos")]
 
 from gateway.prediction_writer import Counted, Entry, Origin, to_table  # noqa: E402
 
+from airlock.core.counters import Counters  # noqa: E402
 from airlock.core.guards import judge, limits_of  # noqa: E402
 from airlock.core.release import Phase, Release  # noqa: E402
 from airlock.core.route import Bundle  # noqa: E402
 from airlock.core.spec import ModelSpec  # noqa: E402
-from airlock.core.tally import Tally  # noqa: E402
 from airlock.ledger import Ledger  # noqa: E402
 from airlock.settings import Settings  # noqa: E402
 from airlock.steps import evidence, labels, outcomes  # noqa: E402
@@ -187,7 +187,7 @@ def main() -> None:
 
         def evaluate(ledger: Ledger) -> Any:
             found = evidence.gather(spec, settings, ledger, RELEASE, "1", until=traffic.until)
-            return found, judge(limits, found.tally, Tally(), late=found.late)
+            return found, judge(limits, Counters({"served": found.tally}), late=found.late)
 
         connection = duckdb.connect()
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from gateway.evidence import SERVED, SHADOW, Evidence, Kept, read_kept
 
+from airlock.core.counters import Counters
 from airlock.core.guards import breach
 from airlock.core.route import Bundle, Limit, Route, place
 from airlock.core.tally import GatewayStatus, Sums
@@ -197,8 +198,8 @@ def test_another_model_s_or_release_s_file_counts_for_nothing(
     assert read_kept(file, "early") is None
     assert "is the evidence of late" in caplog.text
     kept = read_kept(file, "late")
-    assert Evidence(to_step("canary_5"), kept).total_sum.requests == 1
-    assert Evidence(to_step("canary_5", release="r2"), kept).total_sum.requests == 0
+    assert Evidence(to_step("canary_5"), kept).counters.all.sums.requests == 1
+    assert Evidence(to_step("canary_5", release="r2"), kept).counters.all.sums.requests == 0
 
 
 def test_a_file_with_figures_that_cannot_be_is_refused(tmp_path: Path, to_step: Callable[..., Route]) -> None:
@@ -233,11 +234,14 @@ def test_the_candidate_s_sums_are_over_both_roles(to_step: Callable[..., Route])
         for _ in range(count):
             for tally in evidence.tallies(version, role):
                 tally.answered(1.0)
-    assert evidence.step_sum.requests == evidence.total_sum.requests == 7
+    counters = evidence.counters
+    assert (counters.all.sums.requests, counters.served.sums.requests) == (7, 3)
     later = Evidence(to_step("canary_25", 2), evidence.kept())
     for tally in later.tallies("2", SHADOW):
         tally.failed(1.0)
-    assert (later.step_sum.requests, later.total_sum.requests, later.total_sum.errors) == (1, 8, 1)
+    step, total = later.counters.all.step, later.counters.all.sums
+    assert (step.requests, total.requests, total.errors) == (1, 8, 1)
+    assert (later.counters.served.step.requests, later.counters.served.sums.requests) == (0, 3)
     assert later.total["2"]["served"].requests == 3
     assert later.total["2"]["shadow"].requests == 5
     assert evidence.total["2"]["shadow"].requests == 4
@@ -267,8 +271,8 @@ def test_failures_of_both_roles_together_eject(tmp_path: Path, champion: Bundle)
         assert status.ejection is not None
         assert status.ejection.requests == roles["served"].requests + roles["shadow"].requests
         assert abs(roles["served"].errors - roles["shadow"].errors) <= 1
-        assert breach((limit,), roles["served"], roles["served"]) is None, "neither role alone would have been enough"
-        assert breach((limit,), roles["shadow"], roles["shadow"]) is None
+        for role, tally in roles.items():
+            assert breach((limit,), Counters({role: tally})) is None, "neither role alone would have been enough"
         assert roles["shadow"].fallbacks == roles["shadow"].errors
 
     in_gateway(tmp_path, body)

@@ -12,7 +12,7 @@ from airlock.core.decide import Decision, Evidence, decide, decide_late, evidenc
 from airlock.core.guards import limits_of
 from airlock.core.release import Phase, Release, planned
 from airlock.core.route import Bundle
-from airlock.core.spec import ModelSpec
+from airlock.core.spec import ErrorRateGuard, ModelSpec, Rollout
 from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
 
@@ -535,3 +535,17 @@ def test_the_digest_names_what_was_shown_and_nothing_else() -> None:
         (release(), [shown[0], verdict("b", estimate=0.6)]),
     ]
     assert digest not in [evidence_digest(of, found) for of, found in changed]
+
+
+def test_failures_of_what_is_served_are_not_hidden_by_a_clean_shadow(spec: ModelSpec) -> None:
+    """21 of 21 served requests failed after 699 good ones in shadow: 2.92 % of all, within a bound of 5 %."""
+    served, shadow = Tally(requests=21, errors=21), Tally(requests=399)
+    gateway = status(
+        step={"2": {"served": served, "shadow": shadow}},
+        total={"2": {"served": served, "shadow": Tally(requests=699)}},
+    )
+    guard, rollout = ErrorRateGuard(kind="error_rate", max=0.05), Rollout(deadline=timedelta(hours=1))
+    wanted = spec.model_copy(update={"guards": (guard,), "rollout": rollout})
+    decision = judged(wanted, gateway)
+    assert decision.action == "roll_back"
+    assert "failed 21 of 21 requests that were for it to answer (100%)" in decision.reason

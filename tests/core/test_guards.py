@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge, limits_of, slow_limits
 from airlock.core.limits import LABEL_BATCH, guarded
 from airlock.core.route import Limit
 from airlock.core.sequential import ASYMPTOTIC_MINIMUM, mean_log_e_value, rate_log_e_value
 from airlock.core.spec import ErrorRateGuard, ModelSpec
-from airlock.core.tally import BUCKETS, LateEvidence, Sums, Tally
+from airlock.core.tally import BUCKETS, Checkpoint, LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict, fold
+from airlock.core.windows import weight
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 ERRORS = {"kind": "error_rate", "max": 0.02}
@@ -82,13 +84,18 @@ def counted(
     return tally
 
 
+def both(total: Tally, step: Tally) -> Counters:
+    """Counters of a release in which nothing was served yet, by what its last step brought."""
+    return Counters.at_step({"shadow": total}, {"shadow": step})
+
+
 def judged(tally: Tally, wanted: tuple[Limit, ...] = ALL, **more: Any) -> dict[str, Verdict]:
-    return {verdict.name: verdict for verdict in judge(wanted, tally, tally, **more)}
+    return {verdict.name: verdict for verdict in judge(wanted, both(tally, tally), **more)}
 
 
 def letters(tally: Tally) -> str:
     marks = {Status.PASS: "p", Status.INCONCLUSIVE: "i", Status.FAIL: "f", Status.ERROR: "e"}
-    return "".join(marks[verdict.status] for verdict in judge(ALL, tally, tally))
+    return "".join(marks[verdict.status] for verdict in judge(ALL, both(tally, tally)))
 
 
 class TestLimits:
@@ -185,8 +192,8 @@ class TestLimits:
 
     def test_no_limit_ejects_nothing(self) -> None:
         tally = counted(timeouts=500)
-        assert breach((), tally, tally) is None
-        assert breach(limits(PAIRED), tally, tally) is None
+        assert breach((), both(tally, tally)) is None
+        assert breach(limits(PAIRED), both(tally, tally)) is None
 
 
 class TestJudgements:
@@ -235,41 +242,42 @@ class TestJudgements:
 
     def test_no_guard_is_no_verdict_and_no_pass(self) -> None:
         tally = counted(good=500)
-        assert fold(judge((), tally, tally)) is Status.INCONCLUSIVE
+        assert fold(judge((), both(tally, tally))) is Status.INCONCLUSIVE
 
     def test_without_a_known_range_a_minimum_under_the_asymptotic_one_waits_for_that(self) -> None:
         wanted = limits({"kind": "prediction_shift", "max_mean": 0.05, "min_requests": 1}, task="regression")
         few, enough = (counted(pairs=pairs, shift=0.4) for pairs in (ASYMPTOTIC_MINIMUM - 1, ASYMPTOTIC_MINIMUM))
         assert judged(few, wanted)["prediction_shift"].status is Status.INCONCLUSIVE
-        assert breach(wanted, few, few) is None
+        assert breach(wanted, both(few, few)) is None
         assert judged(enough, wanted)["prediction_shift"].status is Status.FAIL
-        assert breach(wanted, enough, enough) is not None
+        assert breach(wanted, both(enough, enough)) is not None
 
     def test_a_breach_needs_no_minimum(self) -> None:
         wanted = limits({"kind": "error_rate", "max": 0.02, "min_requests": 10_000})
         tally = counted(bad=8)
-        assert breach(wanted, tally, tally) is not None
+        assert breach(wanted, both(tally, tally)) is not None
         assert judged(tally, wanted)["error_rate"].status is Status.FAIL
 
     def test_what_goes_bad_in_a_later_step_is_found_by_that_steps_sums(self) -> None:
         fresh = counted(good=150, bad=20)
         total = fresh + counted(good=20_000, bad=20)
-        assert breach(ALL[:1], total, total) is None
-        reason = breach(ALL[:1], total, fresh)
+        assert breach(ALL[:1], both(total, total)) is None
+        reason = breach(ALL[:1], both(total, fresh))
         assert reason is not None
         assert reason.startswith("in this step the candidate failed 20 of 170 requests")
-        verdict = judge(ALL[:1], total, fresh)[0]
+        verdict = judge(ALL[:1], both(total, fresh))[0]
         assert (verdict.status, verdict.reason, verdict.n) == (Status.FAIL, reason, 170)
 
-    def test_a_steps_sums_spend_their_own_part_of_the_budget(self) -> None:
-        """Half of alpha is the release's, and each of five steps has a fifth of the other half."""
-        limit = limits(ERRORS)[0]
-        for share, allowed in (("release", limit.alpha / 2), ("step", limit.alpha / 10)):
-            hits = next(k for k in range(100) if rate_log_e_value(k, 200, 0.02) >= -math.log(allowed))
+    def test_what_each_window_may_spend_alone(self) -> None:
+        """A window whose fellows keep the bound breaks it where its own e-value passes 1 / (weight * alpha)."""
+        limit, past = limits(ERRORS)[0], Tally(requests=100_000)
+        of_step = Checkpoint(kind="step", number=2)
+        for before, window in ((Tally(), None), (past, of_step)):
+            spent = limit.alpha * weight(limit, "all", window)
+            hits = next(k for k in range(100) if rate_log_e_value(k, 200, 0.02) >= -math.log(spent))
             for errors, broken in ((hits, True), (hits - 1, False)):
-                tally, good = Tally(requests=200, errors=errors), Tally(requests=100_000)
-                total, step = (tally, good) if share == "release" else (good + tally, tally)
-                assert (breach([limit], total, step) is not None) == broken, share
+                fresh = Tally(requests=200, errors=errors)
+                assert (breach([limit], both(before + fresh, fresh)) is not None) == broken, window
 
     @pytest.mark.parametrize("side", [1, -1])
     def test_each_side_of_a_difference_spends_half(self, side: int) -> None:
@@ -278,11 +286,11 @@ class TestJudgements:
         def log_e(total: float) -> float:
             return mean_log_e_value(500, total, 20.0, limit.bound, least=-1, greatest=1)
 
-        wanted = -math.log(limit.alpha / 2 / 2)
+        wanted = -math.log(limit.alpha * weight(limit, "all", None) / 2)
         total = next(value / 100 for value in range(2500, 10_000) if log_e(value / 100) >= wanted)
         for sums, broken in ((total, True), (total - 0.02, False)):
             tally = Tally(difference=Sums(n=500, total=side * sums, squares=20.0))
-            assert (breach([limit], tally, tally) is not None) == broken
+            assert (breach([limit], both(tally, tally)) is not None) == broken
 
 
 def late(*, labelled: int = 700, due: int = 900, **observations: Sums) -> LateEvidence:
@@ -299,10 +307,10 @@ class TestLateLimits:
     wanted = limits(PAIRED, AUC, REVENUE)
 
     def test_the_gateway_does_not_look_at_them(self) -> None:
-        assert breach(self.wanted, Tally(), Tally()) is None
+        assert breach(self.wanted, Counters()) is None
 
     def test_without_evidence_nothing_is_known(self) -> None:
-        for verdict in judge(self.wanted, Tally(), Tally()):
+        for verdict in judge(self.wanted, Counters()):
             assert verdict.status is Status.INCONCLUSIVE
             assert verdict.details["label_share"] is None
 
@@ -326,25 +334,25 @@ class TestLateLimits:
         scale = 10 if name == "business_revenue" and status is Status.FAIL else 1
         sums = Sums(n=sums.n, total=sums.total * scale, squares=sums.squares * scale**2)
         evidence = late(due=1000, labelled=1000, **{name: sums})
-        (verdict,) = (v for v in judge(self.wanted, Tally(), Tally(), late=evidence) if v.name == name)
+        (verdict,) = (v for v in judge(self.wanted, Counters(), late=evidence) if v.name == name)
         assert verdict.status is status
         assert verdict.details.items() >= {"answers": 1000, "due": 1000, "labelled": 1000, "label_share": 1.0}.items()
         assert "labels have come for 1000 of the 1000 answers whose label is due (100%)" in verdict.reason
 
     def test_the_share_of_the_labels_is_told(self) -> None:
         evidence = late(paired_loss_brier=stream(2000, 0.0))
-        (verdict,) = judge(limits(PAIRED), Tally(), Tally(), late=evidence)
+        (verdict,) = judge(limits(PAIRED), Counters(), late=evidence)
         assert verdict.details["label_share"] == pytest.approx(7 / 9)
         assert "labels have come for 700 of the 900 answers whose label is due (77.8%)" in verdict.reason
 
     def test_labels_that_are_not_due_yet(self) -> None:
-        for verdict in judge(self.wanted, Tally(), Tally(), late=late(due=0, labelled=0)):
+        for verdict in judge(self.wanted, Counters(), late=late(due=0, labelled=0)):
             assert verdict.status is Status.INCONCLUSIVE
             assert "none of the 1000 answers is old enough" in verdict.reason
 
     def test_a_failure_names_the_loss(self) -> None:
         evidence = late(paired_loss_brier=stream(2000, 0.05))
-        verdict = judge(limits(PAIRED), Tally(), Tally(), late=evidence)[0]
+        verdict = judge(limits(PAIRED), Counters(), late=evidence)[0]
         assert "the candidate's Brier score minus the champion's is 0.05 in the mean" in verdict.reason
         assert verdict.low is not None
         assert verdict.low > 0.01
@@ -361,7 +369,7 @@ class TestLateLimits:
         ],
     )
     def test_what_cannot_be_true_is_an_error(self, evidence: LateEvidence) -> None:
-        assert judge(limits(PAIRED), Tally(), Tally(), late=evidence)[0].status is Status.ERROR
+        assert judge(limits(PAIRED), Counters(), late=evidence)[0].status is Status.ERROR
 
 
 class TestNoEvidenceIsNeverAPass:
@@ -370,10 +378,10 @@ class TestNoEvidenceIsNeverAPass:
     def test_sums_that_are_not_finite(self, name: str, value: float) -> None:
         tally = counted(good=80, pairs=120)
         getattr(tally, name).add(value)
-        failed = [verdict for verdict in judge(ALL, tally, tally) if verdict.status is Status.ERROR]
+        failed = [verdict for verdict in judge(ALL, both(tally, tally)) if verdict.status is Status.ERROR]
         assert len(failed) == 1
         assert "NaN or infinite" in failed[0].reason
-        assert breach(ALL, tally, tally) == failed[0].reason
+        assert breach(ALL, both(tally, tally)) == failed[0].reason
 
     @pytest.mark.parametrize(
         ("limit", "changes"),
@@ -394,12 +402,12 @@ class TestNoEvidenceIsNeverAPass:
         verdict = judged(tally)[limit]
         assert verdict.status is Status.ERROR
         assert "cannot" in verdict.reason
-        assert breach(ALL, tally, tally) == verdict.reason
+        assert breach(ALL, both(tally, tally)) == verdict.reason
 
     def test_nothing_negative_passes(self) -> None:
         tally = counted(good=100, pairs=60).model_copy(update={"requests": -5})
-        assert {verdict.status for verdict in judge(ALL[:3], tally, tally)} == {Status.ERROR}
-        assert breach(ALL, tally, tally) is not None
+        assert {verdict.status for verdict in judge(ALL[:3], both(tally, tally))} == {Status.ERROR}
+        assert breach(ALL, both(tally, tally)) is not None
 
 
 def summed(requests: int, errors: float, slow: float, mean: float, spread: float) -> Tally:
@@ -441,8 +449,8 @@ large = st.builds(
 @given(st.one_of(tallies, large), st.one_of(tallies, large))
 def test_the_gateway_ejects_exactly_what_the_control_plane_fails(before: Tally, step: Tally) -> None:
     total = before + step
-    failed = [v.reason for v in judge(ALL, total, step) if v.status in (Status.FAIL, Status.ERROR)]
-    reason = breach(ALL, total, step)
+    failed = [v.reason for v in judge(ALL, both(total, step)) if v.status in (Status.FAIL, Status.ERROR)]
+    reason = breach(ALL, both(total, step))
     assert (reason is None) == (not failed)
     if reason is not None:
         assert reason in failed
@@ -450,7 +458,7 @@ def test_the_gateway_ejects_exactly_what_the_control_plane_fails(before: Tally, 
 
 @given(st.one_of(tallies, large))
 def test_an_interval_lies_beyond_the_bound_just_when_the_limit_is_broken(tally: Tally) -> None:
-    for limit, verdict in zip(ALL, judge(ALL, tally, tally), strict=True):
+    for limit, verdict in zip(ALL, judge(ALL, both(tally, tally)), strict=True):
         low = -math.inf if verdict.low is None else verdict.low
         high = math.inf if verdict.high is None else verdict.high
         beyond = low > limit.bound or (limit.signal == "difference" and high < -limit.bound)
@@ -461,21 +469,21 @@ def test_an_interval_lies_beyond_the_bound_just_when_the_limit_is_broken(tally: 
 @pytest.mark.parametrize("excess", [1.3, 2.0, 10.0])
 def test_with_enough_requests_every_excess_is_found(excess: float) -> None:
     for tally in (summed(50_000, 0.02 * excess, 0, 0, 0), summed(50_000, 0, 0.01 * excess, 0, 0)):
-        assert breach(ALL[:2], tally, tally) is not None
+        assert breach(ALL[:2], both(tally, tally)) is not None
     for mean in (0.05 * excess, -0.05 * excess):
         tally = summed(50_000, 0, 0, mean, 0.1)
-        assert breach(limits(SHIFT)[:1], tally, tally) is not None
-        assert breach(limits(SHIFT, task="regression")[:1], tally, tally) is not None
+        assert breach(limits(SHIFT)[:1], both(tally, tally)) is not None
+        assert breach(limits(SHIFT, task="regression")[:1], both(tally, tally)) is not None
 
 
 def test_at_the_bound_nothing_is_found_however_many_the_requests() -> None:
     tally = summed(1_000_000, 0.02, 0.01, 0.05, 0.1)
-    assert breach(ALL, tally, tally) is None
+    assert breach(ALL, both(tally, tally)) is None
 
 
 @given(tallies)
 def test_verdicts_survive_json_and_pass_only_with_their_sample(tally: Tally) -> None:
-    for verdict in judge(ALL, tally, tally, champion=tally):
+    for verdict in judge(ALL, both(tally, tally), champion=tally):
         assert type(verdict).model_validate_json(verdict.model_dump_json()) == verdict
         if verdict.passed:
             assert verdict.n is not None
@@ -492,7 +500,7 @@ def test_a_healthy_candidate_is_not_tested_at_all(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(guards, "rate_log_e_value", never)
     monkeypatch.setattr(guards, "mean_log_e_value", never)
     tally = counted(good=990, bad=10, pairs=1000, shift=0.01)
-    assert breach(ALL, tally, tally) is None
+    assert breach(ALL, both(tally, tally)) is None
 
 
 def test_a_candidate_that_fails_one_in_five_is_ejected_at_once() -> None:
@@ -500,7 +508,7 @@ def test_a_candidate_that_fails_one_in_five_is_ejected_at_once() -> None:
     needed = []
     for seed in range(300):
         rng, tally = random.Random(1100 + seed), Tally()  # noqa: S311 - a simulation
-        while breach(ALL, tally, tally) is None:
+        while breach(ALL, both(tally, tally)) is None:
             if rng.random() < 0.2:
                 tally.failed(5)
             else:
@@ -526,7 +534,7 @@ def test_a_candidate_that_sits_on_every_bound_is_rarely_ejected() -> None:
             for tally in (total, step):
                 (tally.failed if failed[index] else tally.answered)(200.0 if slow[index] else 5.0, allowed)
                 tally.compared([differences[index] * 0.999], 0)
-            if breach(wanted, total, step):
+            if breach(wanted, both(total, step)):
                 ejected += 1
                 break
     assert ejected / 500 <= 0.01

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 from hypothesis import Phase, given, settings, strategies
 
+from airlock.core.counters import Counters
 from airlock.core.errors import Conflict, DataInvalid
 from airlock.core.guards import judge, limits_of
 from airlock.core.route import Bundle, Route
@@ -217,9 +218,9 @@ def test_nothing_at_all_is_no_evidence(here: Settings) -> None:
     found = look(here, Memory())
     assert found == evidence.Gathered(Tally(), found.late)
     assert (found.late.answers, found.late.due, found.late.share) == (0, 0, None)
-    assert {verdict.status for verdict in judge(limits_of(SPEC), found.tally, Tally(), late=found.late)} == {
-        Status.INCONCLUSIVE
-    }
+    assert {
+        verdict.status for verdict in judge(limits_of(SPEC), Counters({"served": found.tally}), late=found.late)
+    } == {Status.INCONCLUSIVE}
 
 
 def test_it_is_kept_in_the_ledger_and_read_once(here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -579,5 +580,5 @@ def test_an_outcome_out_of_its_range_is_an_error_and_no_pass(here: Settings) -> 
     write_part(here, 1, [entry(n, "2", "served", 0.5) for n in range(3)])
     outcome(here, "revenue", ["k0", "k1", "k2"], [900.0] * 3, [after(9)] * 3)
     late: LateEvidence = look(here, Memory()).late
-    (verdict,) = (v for v in judge(limits_of(SPEC), Tally(), Tally(), late=late) if v.name == "business_revenue")
+    (verdict,) = (v for v in judge(limits_of(SPEC), Counters(), late=late) if v.name == "business_revenue")
     assert verdict.status is Status.ERROR

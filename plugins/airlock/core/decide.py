@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from airlock.core.counters import Counters
 from airlock.core.guard_words import come
 from airlock.core.guards import judge, limits_of
 from airlock.core.release import Phase, PlannedStep, Release, planned
@@ -135,7 +136,7 @@ def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None, no
     :func:`late_deadline` goes the way of ``rollout.on_deadline``, unless there was no champion before it to go back to.
     """
     limits = tuple(limit for limit in limits_of(spec) if limit.late)
-    verdicts = judge(limits, Tally(), Tally(), late=late)
+    verdicts = judge(limits, Counters(), late=late)
 
     def decided(action: Action, reason: str) -> Decision:
         return Decision(action=action, reason=reason, verdicts=verdicts)
@@ -178,20 +179,27 @@ def evidence_digest(release: Release, verdicts: Iterable[Verdict]) -> str:
 
 def _verdicts(spec: ModelSpec, release: Release, evidence: Evidence) -> tuple[Verdict, ...]:
     status = evidence.gateway
-    total, step, champion = Tally(), Tally(), None
+    counters, champion = Counters(), None
     ejected: tuple[Verdict, ...] = ()
     if status is not None and status.release == release.id:
         # What a version was asked in shadow is evidence about the same model: guards judge both roles together, as
-        # the gateway does. How many answers a step itself needs is counted by role.
-        total = sum(status.total.get(release.version, {}).values(), Tally())
+        # the gateway does, and what was served on its own. How many answers a step needs is counted by role.
+        counters = _counters(release, status)
         champion = status.total.get(status.champion, {}).get("served")
-        if status.rollout_step == release.step:
-            step = sum(status.step.get(release.version, {}).values(), Tally())
     ejection = status.ejection if status is not None else None
     if ejection is not None and (ejection.release, ejection.version) == (release.id, release.version):
         reason = f"the gateway ejected version {release.version}: {ejection.reason}"
         ejected = (Verdict(name=EJECTED, status=Status.FAIL, reason=reason, n=ejection.requests),)
-    return (*ejected, *judge(limits_of(spec), total, step, champion=champion, late=evidence.late))
+    return (*ejected, *judge(limits_of(spec), counters, champion=champion, late=evidence.late))
+
+
+def _counters(release: Release, status: GatewayStatus) -> Counters:
+    """The candidate's, as the gateway has them."""
+    total = status.total.get(release.version, {})
+    if status.checkpoints is not None and status.candidate == release.version:
+        return Counters(total, status.checkpoints)
+    # It reports no checkpoints, or those of another version: what is left is the step's start.
+    return Counters.at_step(total, status.step.get(release.version, {}))
 
 
 def _unobserved(release: Release, status: GatewayStatus | None) -> str | None:

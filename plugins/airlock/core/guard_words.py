@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from airlock.core.route import Limit
 from airlock.core.sequential import Interval
-from airlock.core.tally import LateEvidence, Sums, Tally
+from airlock.core.tally import LateEvidence, Scope, Sums, Tally
 
 
 class Seen(NamedTuple):
@@ -23,19 +23,34 @@ class Seen(NamedTuple):
         return cls(sums.n, sums.total, sums.squares, sums.smallest, sums.largest)
 
 
-def found(limit: Limit, tally: Tally | None, seen: Seen, interval: Interval) -> str:
-    """What was observed of a limit. ``tally`` is where it was counted; late limits have none."""
+Part = Literal["release", "step", "recent"]
+"""Over how much of a release: all of it, the current step, or the last requests."""
+
+
+def found(
+    limit: Limit,
+    tally: Tally | None,
+    seen: Seen,
+    interval: Interval,
+    *,
+    scope: Scope = "all",
+    part: Part = "release",
+) -> str:
+    """What was observed of a limit, over which requests. ``tally`` is where it was counted; late limits have none."""
     n, total = seen.n, seen.total
+    where = "in this step " if part == "step" else ""
+    requests = f"the last {n} requests" if part == "recent" else f"{n} requests"
     if limit.signal in ("errors", "slow", "fallbacks"):
-        return _counted(limit, tally, f"{total:g} of {n} requests ({percent(interval.estimate)})")
+        served = " that were for it to answer" if scope == "served" else ""
+        return where + _counted(limit, tally, f"{total:g} of {requests}{served} ({percent(interval.estimate)})")
     mean, sure = interval.estimate, f"in the mean (surely {interval.low:.3g} to {interval.high:.3g})"
     if limit.signal == "flips":
-        return f"on {n} requests the candidate decided {percent(mean)} of the rows differently from the champion"
+        return f"{where}on {requests} the candidate decided {percent(mean)} of the rows differently from the champion"
     if limit.signal == "difference":
         side = "below" if mean < 0 else "above"
-        return f"on {n} requests the candidate's answers lie {abs(mean):.3g} {side} the champion's {sure}"
+        return f"{where}on {requests} the candidate's answers lie {abs(mean):.3g} {side} the champion's {sure}"
     if limit.signal == "absolute":
-        return f"on {n} requests the candidate's answers differ from the champion's by {mean:.3g} {sure}"
+        return f"{where}on {requests} the candidate's answers differ from the champion's by {mean:.3g} {sure}"
     return f"on {n} {unit(limit)} {limit.observed or limit.name} is {mean:.3g} {sure}"
 
 

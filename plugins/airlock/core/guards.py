@@ -1,20 +1,20 @@
 """Guards: judgements of live traffic that may be made after every request.
 
 The gateway ejects with :func:`breach`, the control plane judges with :func:`judge`, a replay with both: they
-hold the same sums against the same limits by the same anytime-valid tests (core/sequential.py).
-
-A limit spends half of its alpha on the sums of the whole release and the other half, split evenly over the steps,
-on the fresh sums of each step: a version that goes bad late is found although its good past weighs in the former.
-Late limits have no sums by step and spend all of it on the release.
+hold the same counters against the same limits by the same anytime-valid tests (core/sequential.py), mixed over the
+same windows (core/windows.py): the whole release, each step, and restarts in between, of both roles together and of
+served requests alone. Late limits have no such windows and spend all of their alpha on the release.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from airlock.core import guard_words as words
+from airlock.core.counters import Counters
 from airlock.core.guard_words import Seen
 from airlock.core.limits import guarded, limits_of, slow_limits
 from airlock.core.route import Limit
@@ -24,10 +24,13 @@ from airlock.core.sequential import (
     mean_interval,
     mean_log_e_value,
     rate_log_e_value,
+    sharpest_prior,
     unbounded_mean_interval,
+    unbounded_mean_log_e_value,
 )
 from airlock.core.tally import LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
+from airlock.core.windows import COUNTS, Window, hush, is_quiet, windows
 
 __all__ = ["breach", "guarded", "judge", "limits_of", "slow_limits"]
 
@@ -35,47 +38,27 @@ _BATCHES_MINIMUM = 5
 _ROUNDING = 1e-6
 
 
-def breach(limits: Iterable[Limit], total: Tally, step: Tally) -> str | None:
+def breach(limits: Iterable[Limit], counters: Counters) -> str | None:
     """Why the candidate must go now, in words, or ``None``.
 
-    ``total`` holds its sums of the whole release, ``step`` those of the current step. Made to be called after each
-    candidate request: while the plain averages keep their bounds, which is nearly always, it costs a few
-    comparisons. Sums that cannot be true are a breach. Late limits are not looked at.
+    Made to be called after each candidate request: while the plain averages keep their bounds, which is nearly
+    always, it costs a few comparisons. Sums that cannot be true are a breach. Late limits are not looked at.
     """
     for limit in limits:
-        if limit.signal == "late":
+        if limit.signal == "late" or is_quiet(limit, counters):
             continue
-        for tally in (total, step):
-            if _keeps(limit, tally):
-                continue
-            seen = _seen(limit, tally)
-            if problem := _untrue(limit, seen):
-                return problem
-            alpha = _alpha(limit, of_step=tally is not total)
-            if _exceeds(limit, seen, alpha):
-                return _broken(limit, tally, seen, alpha, of_step=tally is not total)
+        found = list(windows(limit, counters))
+        if problem := _any_untrue(limit, found):
+            return problem
+        if broken := _broken(limit, found):
+            return _reason(limit, counters, broken)
+        hush(limit, counters)
     return None
-
-
-def _keeps(limit: Limit, tally: Tally) -> bool:
-    """Whether the plain average keeps a live limit; NaN and what is negative do not."""
-    bound, signal = limit.bound, limit.signal
-    if signal == "errors":
-        return 0 <= tally.errors <= bound * tally.requests
-    if signal == "slow":
-        return 0 <= tally.slow.get(limit.name, 0) <= bound * tally.requests
-    if signal == "fallbacks":
-        return 0 <= tally.fallbacks <= bound * tally.requests
-    if signal == "difference":
-        return abs(tally.difference.total) <= bound * tally.difference.n
-    sums = tally.absolute if signal == "absolute" else tally.flips
-    return 0 <= sums.total <= bound * sums.n
 
 
 def judge(
     limits: Iterable[Limit],
-    total: Tally,
-    step: Tally,
+    counters: Counters,
     *,
     champion: Tally | None = None,
     late: LateEvidence | None = None,
@@ -83,28 +66,27 @@ def judge(
     """Judge what was observed of a candidate; one verdict for each limit.
 
     ``champion`` is the champion's tally over the same time. It puts the candidate's latency into proportion;
-    differences of answers are already paired in the candidate's own tally. ``late`` is the evidence of late
+    differences of answers are already paired in the candidate's own counters. ``late`` is the evidence of late
     limits; without it they are ``INCONCLUSIVE``.
 
     ``PASS`` needs the limit's minimum sample, and of a late limit mature labels of which not too many are missing;
     ``FAIL`` does not; sums that cannot be true are ``ERROR``.
     """
-    return tuple(
-        _judge_late(limit, late) if limit.late else _judge_live(limit, total, step, champion) for limit in limits
-    )
+    return tuple(_judge_late(limit, late) if limit.late else _judge_live(limit, counters, champion) for limit in limits)
 
 
-def _judge_live(limit: Limit, total: Tally, step: Tally, champion: Tally | None) -> Verdict:
+def _judge_live(limit: Limit, counters: Counters, champion: Tally | None) -> Verdict:
+    total = counters.all.sums
     details = _latency_details(limit, total, champion) if limit.signal == "slow" else {}
-    seen, fresh = _seen(limit, total), _seen(limit, step)
-    if problem := _untrue(limit, seen) or _untrue(limit, fresh):
+    found = list(windows(limit, counters))
+    seen = found[0].seen
+    if problem := _any_untrue(limit, found):
         return _verdict(limit, Status.ERROR, problem, seen, None, details)
-    for tally, look, of_step in ((total, seen, False), (step, fresh, True)):
-        alpha = _alpha(limit, of_step=of_step)
-        if _exceeds(limit, look, alpha):
-            reason = _broken(limit, tally, look, alpha, of_step=of_step) + words.champions(details)
-            return _verdict(limit, Status.FAIL, reason, look, _interval(limit, look, alpha), details)
-    interval = _interval(limit, seen, _alpha(limit, of_step=False))
+    if broken := _broken(limit, found):
+        reason = _reason(limit, counters, broken) + words.champions(details)
+        window = broken.window
+        return _verdict(limit, Status.FAIL, reason, window.seen, _interval(limit, window.seen, broken.alpha), details)
+    interval = _interval(limit, seen, limit.alpha * found[0].weight)
     needed = _needed(limit)
     if seen.n < needed:
         return _verdict(limit, Status.INCONCLUSIVE, words.too_few(limit, seen.n, needed), seen, interval, details)
@@ -158,33 +140,44 @@ def _unripe(limit: Limit, late: LateEvidence, seen: Seen, details: dict[str, Any
     return words.provisional(limit, missing, worst)
 
 
-_COUNTS = frozenset({"errors", "slow", "fallbacks"})
+class _Broken(NamedTuple):
+    """The window that speaks most against a limit that is surely broken.
+
+    ``alpha`` is that of its own test which it just passes when the rest of the evidence stays what it is.
+    """
+
+    window: Window
+    alpha: float
 
 
-def _seen(limit: Limit, tally: Tally) -> Seen:
-    """What a tally holds of a limit."""
-    match limit.signal:
-        case "errors":
-            hits = tally.errors
-        case "slow":
-            hits = tally.slow.get(limit.name, 0)
-        case "fallbacks":
-            hits = tally.fallbacks
-        case "difference" | "absolute" | "flips" as name:
-            return Seen.of(getattr(tally, name))
-        case _:
-            raise ValueError(f"limit {limit.name} is judged on late evidence, which no tally holds")
-    return Seen(tally.requests, hits, hits)
+def _broken(limit: Limit, found: Iterable[Window]) -> _Broken | None:
+    """Whether the windows together break a limit; with a chance of at most alpha they do while the truth keeps it."""
+    logs = [
+        (math.log(window.weight) + _log_e(limit, window.seen), window)
+        for window in found
+        if window.weight and _is_over(limit, window.seen)
+    ]
+    most, window = max(logs, key=itemgetter(0), default=(-math.inf, None))
+    if window is None or most == -math.inf:
+        return None
+    rest = math.log(sum(math.exp(value - most) for value, _ in logs)) if most < math.inf else 0.0
+    if most + rest < -math.log(limit.alpha):
+        return None
+    return _Broken(window, min(0.5, window.weight * limit.alpha * math.exp(rest)))
 
 
-def _alpha(limit: Limit, *, of_step: bool) -> float:
-    """The chance of a false alarm that the release's sums, or each step's, may have."""
-    return limit.alpha / 2 / limit.steps if of_step else limit.alpha / 2
+def _reason(limit: Limit, counters: Counters, broken: _Broken) -> str:
+    scope, since, _, seen = broken.window
+    stream = counters.stream(scope)
+    part: words.Part = "release" if since is None else "step" if since is stream.step_began else "recent"
+    interval = _interval(limit, seen, broken.alpha)
+    found = words.found(limit, stream.since(since), seen, interval, scope=scope, part=part)
+    return f"{found}; the guard allows {words.allowed(limit)} and chance does not explain the rest"
 
 
 def _ends(limit: Limit) -> tuple[float, float] | None:
     """The range of one observation, if it is known."""
-    if limit.signal in _COUNTS:
+    if limit.signal in COUNTS:
         return 0.0, 1.0
     if limit.reach is None:
         return None
@@ -201,27 +194,39 @@ def _needed(limit: Limit) -> int:
     return limit.minimum if _ends(limit) else max(limit.minimum, _asymptotic_minimum(limit))
 
 
+def _prior(limit: Limit) -> float:
+    """Of a limit on unbounded observations: its test is at its best when a pass becomes possible."""
+    return sharpest_prior(_needed(limit), limit.alpha)
+
+
+def _is_over(limit: Limit, seen: Seen) -> bool:
+    """Whether the plain average does not keep the limit: no other can be surely broken."""
+    total = abs(seen.total) if limit.signal == "difference" else seen.total
+    return total > limit.bound * seen.n
+
+
 def _exceeds(limit: Limit, seen: Seen, alpha: float) -> bool:
     """Whether the limit is surely broken; with a chance of at most alpha it ever is while the truth keeps it."""
+    return _is_over(limit, seen) and _log_e(limit, seen) >= -math.log(alpha)
+
+
+def _log_e(limit: Limit, seen: Seen) -> float:
+    """Log of the e-value of the side on which sums lie beyond a limit. Of two sides each is worth half."""
     n, total, squares, smallest, largest = seen
-    sides = (1, -1) if limit.signal == "difference" else (1,)
-    if not any(side * total > limit.bound * n for side in sides):
-        return False
-    if limit.signal in _COUNTS:
-        return rate_log_e_value(int(total), n, limit.bound) >= -math.log(alpha)
+    if limit.signal in COUNTS:
+        return rate_log_e_value(int(total), n, limit.bound)
     ends = _ends(limit)
+    side = -1 if limit.signal == "difference" and total < 0 else 1
     if ends is None:
         if n < _asymptotic_minimum(limit):
-            return False
-        interval = _interval(limit, seen, alpha)
-        return any((interval.low if side > 0 else -interval.high) > limit.bound for side in sides)
-    least, greatest = ends
+            return -math.inf
+        return unbounded_mean_log_e_value(n, side * total, squares, limit.bound, prior=_prior(limit))
     # The range of a two-sided limit is symmetric, so that only the sum and the values seen change their sign.
-    lowest = {1: smallest, -1: None if largest is None else -largest}
-    return any(
-        mean_log_e_value(n, side * total, squares, limit.bound, least=least, greatest=greatest, smallest=lowest[side])
-        >= -math.log(alpha / len(sides))
-        for side in sides
+    least, greatest = ends
+    lowest = smallest if side > 0 else None if largest is None else -largest
+    both = math.log(2) if limit.signal == "difference" else 0.0
+    return (
+        mean_log_e_value(n, side * total, squares, limit.bound, least=least, greatest=greatest, smallest=lowest) - both
     )
 
 
@@ -229,12 +234,15 @@ def _interval(limit: Limit, seen: Seen, alpha: float) -> Interval:
     """The confidence sequence that belongs to the limit's test: its lower bound passes the limit when the test does."""
     ends = _ends(limit)
     if ends is None:
-        sharpest = max(limit.minimum, _asymptotic_minimum(limit))
-        return unbounded_mean_interval(*seen[:3], alpha, sharpest=sharpest)
+        return unbounded_mean_interval(*seen[:3], alpha, sharpest=_needed(limit), prior=_prior(limit))
     side = alpha / 2 if limit.signal == "difference" else alpha
     least, greatest = ends
     smallest, largest = seen.smallest, seen.largest
     return mean_interval(*seen[:3], side, least=least, greatest=greatest, smallest=smallest, largest=largest)
+
+
+def _any_untrue(limit: Limit, found: Iterable[Window]) -> str | None:
+    return next((problem for window in found if (problem := _untrue(limit, window.seen))), None)
 
 
 def _untrue(limit: Limit, seen: Seen) -> str | None:
@@ -244,9 +252,9 @@ def _untrue(limit: Limit, seen: Seen) -> str | None:
         return (
             f"{limit.name}: {n} observations do not add up to a finite number: at least one answer was NaN or infinite"
         )
-    if n < 0 or squares < 0 or (limit.signal in _COUNTS and total < 0):
+    if n < 0 or squares < 0 or (limit.signal in COUNTS and total < 0):
         return f"{limit.name}: the counts cannot be true, one is negative: {n} observations, sum {total:g}"
-    if limit.signal in _COUNTS:
+    if limit.signal in COUNTS:
         return f"{limit.name}: the counts cannot be true: {total:g} of {n} requests" if total > n else None
     room = _ROUNDING * (squares + n * (abs(total / n) if n else 0) + n)
     if total * total > n * (squares + room) + room:
@@ -271,12 +279,6 @@ def _untrue_labels(late: LateEvidence) -> str | None:
     if 0 <= late.labelled <= late.due:
         return None
     return f"the counts of labels cannot be true: {late.labelled} labelled of {late.due} due"
-
-
-def _broken(limit: Limit, tally: Tally, seen: Seen, alpha: float, *, of_step: bool) -> str:
-    found = words.found(limit, tally, seen, _interval(limit, seen, alpha))
-    where = "in this step " if of_step else ""
-    return f"{where}{found}; the guard allows {words.allowed(limit)} and chance does not explain the rest"
 
 
 def _latency_details(limit: Limit, tally: Tally, champion: Tally | None) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from airlock.core.counters import Counters
 from airlock.core.decide import Decision, Evidence, decide, decide_late
 from airlock.core.guards import breach, judge, limits_of
 from airlock.core.release import Phase, PlannedStep, Release, plan
 from airlock.core.replay_report import Decided, Ending, ReplayReport
 from airlock.core.route import Bundle, Limit
 from airlock.core.spec import ModelSpec
-from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Sums, Tally
+from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Sums, Tally
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _ID = "replay"
@@ -52,9 +53,10 @@ class _Replay:
         self.spec, self.limits, self.steps = spec, limits_of(spec), plan(spec)[1:]
         self.decisions: list[Decided] = []
         self.ending: Ending | None = None
-        self.total, self.of_step, self.champion = Tally(), Tally(), Tally()
+        self.counters, self.champion = Counters(), Tally()
+        self.total: dict[str, Tally] = {"served": Tally(), "shadow": Tally()}
         self.place, self.since = 0, start
-        self.served = 0.0
+        self.asked, self.served = 0, 0.0
         self.release = Release(
             id=_ID,
             model=spec.model,
@@ -71,12 +73,20 @@ class _Replay:
     def step(self) -> PlannedStep:
         return self.steps[self.place]
 
+    @property
+    def requests(self) -> int:
+        """What the candidate was asked in all."""
+        return self.counters.all.sums.requests
+
     def take(self, frame: Frame) -> None:
-        self.total += frame.candidate
+        # The frames do not say who answered: what comes in a step that serves is taken for served.
+        role: Role = "served" if self.step.role == "served" else "shadow"
+        self.counters.include(role, frame.candidate)
+        self.total[role] += frame.candidate
         if frame.champion is not None:
             self.champion += frame.champion
         if self.release.phase is not Phase.PROVISIONAL and self.ending is None:
-            self.of_step += frame.candidate
+            self.asked += frame.candidate.requests
             self.served += frame.candidate.requests * self.step.weight / 100
 
     def look(self, frame: Frame) -> None:
@@ -85,9 +95,10 @@ class _Replay:
             if _may_settle(self.limits, frame.late):
                 self._settle(frame, decide_late(self.spec, self.release, frame.late, frame.at))
             return
-        reason = breach(self.limits, self.total, self.of_step)
+        reason = breach(self.limits, self.counters)
+        self.counters.restart_if_due()
         observed = (frame.at - self.since).total_seconds()
-        asked = int(self.served) if self.step.role == "served" else self.of_step.requests
+        asked = int(self.served) if self.step.role == "served" else self.asked
         ready = observed >= self.step.bake.total_seconds() and asked >= self.step.min_requests
         late = observed >= self.step.deadline.total_seconds()
         if reason is None and not ready and not late and not _late_is_over(self.limits, frame.late):
@@ -109,7 +120,8 @@ class _Replay:
     def _go_on(self, now: datetime) -> None:
         if self.place + 1 < len(self.steps):
             self.place += 1
-            self.of_step, self.served, self.since = Tally(), 0.0, now
+            self.counters.begin_step()
+            self.asked, self.served, self.since = 0, 0.0, now
             self.release = self.release.model_copy(
                 update={
                     "phase": Phase.CANARY,
@@ -133,7 +145,7 @@ class _Replay:
     def _record(self, frame: Frame, decision: Decision, *, by: Literal["gateway", "control"]) -> None:
         self.decisions.append(
             Decided(
-                request=self.total.requests,
+                request=self.requests,
                 at=frame.at,
                 step="provisional" if self.release.phase is Phase.PROVISIONAL else self.step.name,
                 action=decision.action,
@@ -144,13 +156,6 @@ class _Replay:
         )
 
     def _status(self, frame: Frame, observed: float, asked: int, reason: str | None) -> GatewayStatus:
-        # Judgements add the two roles up; only how many requests a step was asked is counted by role.
-        of_step = {
-            "served": Tally(requests=asked if self.step.role == "served" else 0),
-            "shadow": self.of_step.model_copy(
-                update={"requests": self.of_step.requests - (asked if self.step.role == "served" else 0)}
-            ),
-        }
         ejection = reason and Ejection(
             model=self.spec.model,
             version=CANDIDATE,
@@ -158,7 +163,7 @@ class _Replay:
             generation=self.release.generation,
             at=frame.at,
             reason=reason,
-            requests=self.total.requests,
+            requests=self.requests,
             seconds=observed,
         )
         return GatewayStatus(
@@ -174,8 +179,9 @@ class _Replay:
             since=self.since,
             observed_s=observed,
             ejection=ejection or None,
-            step={CANDIDATE: of_step},
-            total={CANDIDATE: {"shadow": self.total}, CHAMPION: {"served": self.champion}},
+            step={CANDIDATE: {self.step.role: Tally(requests=asked)}},
+            total={CANDIDATE: dict(self.total), CHAMPION: {"served": self.champion}},
+            checkpoints=self.counters.checkpoints,
         )
 
 
@@ -215,7 +221,7 @@ def replay(spec: ModelSpec, frames: Iterable[Frame], watch: Callable[[Glance], N
             state.look(frame)
         if watch is not None:
             step = "provisional" if state.release.phase is Phase.PROVISIONAL else state.step.name
-            watch(Glance(state.total.requests, frame.at, state.ending or step, state.total, frame.late))
+            watch(Glance(state.requests, frame.at, state.ending or step, state.counters.all.sums, frame.late))
     if state is None or frame is None:
         return ReplayReport(
             ending="unfinished", reason="there was no traffic", decisions=(), requests=0, looks=0, hindsight=()
@@ -225,9 +231,9 @@ def replay(spec: ModelSpec, frames: Iterable[Frame], watch: Callable[[Glance], N
         ending=ending,
         reason=reason,
         decisions=tuple(state.decisions),
-        requests=state.total.requests,
+        requests=state.requests,
         looks=looks,
-        hindsight=judge(state.limits, state.total, Tally(), champion=state.champion, late=frame.late),
+        hindsight=judge(state.limits, Counters(state.total), champion=state.champion, late=frame.late),
     )
 
 

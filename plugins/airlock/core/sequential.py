@@ -188,21 +188,41 @@ def rate_interval(hits: int, n: int, alpha: float) -> Interval:
     return mean_interval(n, hits, hits, alpha)
 
 
-def unbounded_mean_interval(n: int, total: float, squares: float, alpha: float, *, sharpest: int) -> Interval:
+def sharpest_prior(sharpest: int, alpha: float) -> float:
+    """The prior, in observations, with which a mean without bounds is known best after ``sharpest`` observations."""
+    doubt = -2 * math.log(alpha)
+    return sharpest / (doubt + math.log(doubt + 1))
+
+
+def unbounded_mean_log_e_value(n: int, total: float, squares: float, bound: float, *, prior: float) -> float:
+    """Log of the e-value whose inversion :func:`unbounded_mean_interval` is: against a mean of exactly ``bound``.
+
+    Exact for normal observations, asymptotic for others (Wang and Ramdas 2024, section 4).
+    """
+    excess = total - n * bound
+    around = squares - 2 * bound * total + n * bound * bound  # the sum of squares around the bound
+    if n < 2 or not around > 0:
+        return 0.0
+    explained = min(1.0, excess * excess / ((n + prior) * around))
+    return -math.log1p(n / prior) / 2 - n / 2 * math.log1p(-explained) if explained < 1 else math.inf
+
+
+def unbounded_mean_interval(
+    n: int, total: float, squares: float, alpha: float, *, sharpest: int, prior: float | None = None
+) -> Interval:
     """Confidence sequence for the mean of observations without known bounds, from their sums.
 
     Both bounds together miss at any time with a chance of at most alpha if the observations are normal with any
     variance (the sequential t-test mixed over a normal effect size: Wang and Ramdas 2024, section 4), and
     asymptotically, with a finite variance, whatever they are: it is a little wider than the asymptotic confidence
     sequence of Waudby-Smith et al. (2024, theorem 2.2), with which it agrees in the end. ``sharpest`` is the number
-    of observations at which it is narrowest for its time.
+    of observations at which it is narrowest for its time, unless the ``prior`` is given itself.
     """
     if n < 2:
         return Interval(total / n if n else math.nan, -math.inf, math.inf)
     mean = total / n
     scatter = max(0.0, squares - mean * total)
-    doubt = -2 * math.log(alpha)
-    prior = sharpest / (doubt + math.log(doubt + 1))
+    prior = prior or sharpest_prior(sharpest, alpha)
     # How much of (n + prior) * V the square of the sum may be: V is the sum of squares around the tested mean.
     most = -math.expm1((2 * math.log(alpha) - math.log1p(n / prior)) / n)
     room = n - (n + prior) * most

@@ -9,8 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["served", "shadow"]
+Scope = Literal["all", "served"]
+"""Over both roles together, or served requests alone."""
+SCOPES: tuple[Scope, ...] = ("all", "served")
 
 _FIRST_MS = 0.05
 _PER_OCTAVE = 4
@@ -116,6 +122,10 @@ class Tally(BaseModel):
         self.absolute.add(sum(map(abs, differences)) / rows)
         self.flips.add(flips / rows)
 
+    def include(self, other: Tally) -> None:
+        """Add what another tally counted to this one."""
+        self.__dict__.update((self + other).__dict__)
+
     def quantile_ms(self, q: float) -> float | None:
         """Upper edge of the bucket that holds the ``q`` quantile, in ms; ``None`` without requests."""
         rank = math.ceil(q * sum(self.latency))
@@ -138,6 +148,28 @@ class Tally(BaseModel):
             absolute=self.absolute + other.absolute,
             flips=self.flips + other.flips,
         )
+
+
+class Checkpoint(BaseModel):
+    """The sums of a stream up to a moment at which its judgement starts anew.
+
+    ``number`` counts the ``kind``: steps in the order in which they began (the one that begins with the stream is
+    number 1 and has no checkpoint), restarts by the spacings of requests before them. What a checkpoint may
+    spend of a limit's alpha follows from it, so that no number is given twice.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["step", "restart"]
+    number: int
+    requests: int = 0
+    errors: int = 0
+    timeouts: int = 0
+    fallbacks: int = 0
+    slow: dict[str, int] = {}
+    difference: Sums = Sums()
+    absolute: Sums = Sums()
+    flips: Sums = Sums()
 
 
 class LateEvidence(BaseModel):
@@ -180,8 +212,8 @@ class GatewayStatus(BaseModel):
     """What a gateway says about one model: the route it observes, and what it counted.
 
     ``step`` holds the tallies since the route's step began, ``total`` those of the whole release; both by version,
-    and by role: ``served`` or ``shadow``. ``observed_s`` is how many seconds of the step it has watched, by a clock
-    that only runs while it runs.
+    and by role: ``served`` or ``shadow``. ``checkpoints`` are those of the candidate's counters.
+    ``observed_s`` is how many seconds of the step it has watched, by a clock that only runs while it runs.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -200,4 +232,5 @@ class GatewayStatus(BaseModel):
     ejection: Ejection | None = None
     step: dict[str, dict[str, Tally]] = {}
     total: dict[str, dict[str, Tally]] = {}
+    checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
     error: str | None = Field(None, description="why the newest route document was not taken, if it was not")

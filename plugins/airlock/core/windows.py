@@ -1,0 +1,163 @@
+"""The windows over which a limit is tested, and what each may spend of its alpha.
+
+A limit is tested on everything since the release began and on what came since each checkpoint (core/counters.py); of
+errors, slowness and fallbacks on both roles together and on served requests alone. Each of these tests is an e-process:
+it is 1 until its window begins and its expectation never rises above that while the truth keeps the bound, because
+windows begin at times that the past decides. So is their mean by weights that add up to at most 1, also when windows
+are left out on the way, and it is that mean which is held against 1 / alpha: by Ville's inequality it ever gets there
+with a chance of at most alpha. To mix is never worse than to split alpha by the same weights: a window that alone
+passes its part takes the mean with it (Shin, Ramdas, Rinaldo 2024, E-detectors, for the mixture over restarts).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from airlock.core.counters import Counters, Quiet, Stream
+from airlock.core.guard_words import Seen
+from airlock.core.route import Limit
+from airlock.core.tally import SCOPES, Checkpoint, Scope, Tally
+
+COUNTS = frozenset({"errors", "slow", "fallbacks"})
+"""Signals with one observation a request: whether it was such."""
+
+RELEASE, STEPS, RESTARTS = 0.5, 0.25, 0.25
+"""What the whole release, the starts of all steps and all restarts weigh."""
+SCOPE_WEIGHT: dict[Scope, float] = {"all": 0.6, "served": 0.4}
+"""What each scope weighs where both are tested."""
+_DECAY = 0.25
+_LOST = 1e-9
+
+
+class Window(NamedTuple):
+    """What came of a limit since a checkpoint; ``None``: since the release began."""
+
+    scope: Scope
+    since: Checkpoint | None
+    weight: float
+    seen: Seen
+
+
+def scopes(limit: Limit) -> tuple[Scope, ...]:
+    """Where a live limit is tested. Answers are compared whoever got them, so that it does not matter who did."""
+    return SCOPES if limit.signal in COUNTS else SCOPES[:1]
+
+
+def weight(limit: Limit, scope: Scope, since: Checkpoint | None) -> float:
+    """What a window weighs; over all windows that can ever be it adds up to at most 1.
+
+    The steps have even parts; the first one's goes to the release, with which it begins. Restart number k has
+    k^-d - (k + 1)^-d of all that restarts have, which adds up to the whole and falls slowly.
+    """
+    share = SCOPE_WEIGHT[scope] if limit.signal in COUNTS else 1.0
+    if since is None:
+        return share * (RELEASE + STEPS / limit.steps)
+    if since.kind == "step":
+        return share * STEPS / limit.steps if 2 <= since.number <= limit.steps else 0.0
+    return share * RESTARTS * (since.number**-_DECAY - (since.number + 1) ** -_DECAY) if since.number > 0 else 0.0
+
+
+def seen(limit: Limit, counted: Tally | Checkpoint) -> Seen:
+    """What a tally or a checkpoint holds of a limit."""
+    match limit.signal:
+        case "errors":
+            hits = counted.errors
+        case "slow":
+            hits = counted.slow.get(limit.name, 0)
+        case "fallbacks":
+            hits = counted.fallbacks
+        case "difference" | "absolute" | "flips" as name:
+            return Seen.of(getattr(counted, name))
+        case "late":
+            raise ValueError(f"limit {limit.name} is judged on late evidence, which no tally holds")
+    return Seen(counted.requests, hits, hits)
+
+
+def windows(limit: Limit, counters: Counters) -> Iterator[Window]:
+    """Every window of a live limit, each scope's whole release first."""
+    for scope in scopes(limit):
+        stream = counters.stream(scope)
+        now = seen(limit, stream.sums)
+        yield Window(scope, None, weight(limit, scope, None), now)
+        for since in stream.checkpoints:
+            yield Window(scope, since, weight(limit, scope, since), _less(limit, now, seen(limit, since)))
+
+
+def is_quiet(limit: Limit, counters: Counters) -> bool:
+    """Whether no window of a live limit can reject it, at the cost of a few comparisons.
+
+    The excess since a checkpoint is the excess now less that at the checkpoint: where it now lies below all of them,
+    the average of each window keeps the bound. NaN and what is negative are never quiet.
+    """
+    signal, bound, name = limit.signal, limit.bound, limit.name
+    if signal in COUNTS:
+        for stream in (counters.all, counters.served):
+            sums = stream.sums
+            hits = (
+                sums.errors
+                if signal == "errors"
+                else sums.fallbacks
+                if signal == "fallbacks"
+                else sums.slow.get(name, 0)
+            )
+            quiet = stream.quiet.get(name)
+            if quiet is None or quiet.taken != stream.taken or quiet.bound != bound:
+                quiet = _refresh(limit, stream)
+            if not (hits >= 0 and hits - bound * sums.requests <= quiet.over):
+                return False
+        return True
+    stream = counters.all
+    quiet = stream.quiet.get(name)
+    if quiet is None or quiet.taken != stream.taken or quiet.bound != bound:
+        quiet = _refresh(limit, stream)
+    tally = stream.sums
+    if signal == "difference":
+        total, kept = tally.difference.total, bound * tally.difference.n
+        return total - kept <= quiet.over and -total - kept <= quiet.under
+    values = tally.absolute if signal == "absolute" else tally.flips
+    return values.total >= 0 and values.total - bound * values.n <= quiet.over
+
+
+def hush(limit: Limit, counters: Counters) -> None:
+    """Remember that a limit was tested and held.
+
+    What is at most as far beyond the bound as now cannot reject it either: in between, the wealth of every bet has
+    fallen by at least as much as the excess has, log(1 + x) being at most x.
+    """
+    for scope in scopes(limit):
+        stream = counters.stream(scope)
+        over, under = _excess(limit, seen(limit, stream.sums))
+        known = stream.quiet.get(limit.name) or _refresh(limit, stream)
+        stream.quiet[limit.name] = known._replace(over=max(known.over, over), under=max(known.under, under))
+
+
+def _refresh(limit: Limit, stream: Stream) -> Quiet:
+    known = stream.quiet.get(limit.name)
+    if known is not None and known.bound == limit.bound and known.taken == stream.taken - 1:
+        new, over, under = stream.checkpoints[-1:], known.over, known.under
+    else:
+        new, over, under = stream.checkpoints, 0.0, 0.0
+    for checkpoint in new:
+        above, below = _excess(limit, seen(limit, checkpoint))
+        over, under = min(over, above), min(under, below)
+    stream.quiet[limit.name] = quiet = Quiet(limit.bound, stream.taken, over, under)
+    return quiet
+
+
+def _excess(limit: Limit, sums: Seen) -> tuple[float, float]:
+    kept = limit.bound * sums.n
+    return sums.total - kept, -sums.total - kept
+
+
+def _less(limit: Limit, now: Seen, before: Seen) -> Seen:
+    """What came since ``before``; nothing where it is too little beside the whole to be known after rounding."""
+    n, total = now.n - before.n, now.total - before.total
+    if limit.signal in COUNTS:
+        # As in the counters: of fallbacks, the first ones may belong to requests before.
+        total = min(total, max(0, n)) if limit.signal == "fallbacks" else total
+        return Seen(n, total, total)
+    squares = now.squares - before.squares
+    if n == 0 or abs(squares) < _LOST * now.squares:
+        return Seen(0, 0.0, 0.0)
+    return Seen(n, total, squares, now.smallest, now.largest)
