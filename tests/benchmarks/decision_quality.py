@@ -52,7 +52,7 @@ def judges(watch: worlds.Watch) -> dict[str, simulate.Rule]:
     limit = watch.limit
     horizon = rules.planned_horizon(limit, watch.planned_for, worlds.BUDGET)
     return {
-        "airlock": lambda sums: rules.airlock(sums.looks(), limit),
+        "airlock": lambda sums: rules.airlock(sums, limit),
         "z-test": lambda sums: rules.repeated_z_test(sums.looks(), limit),
         "fixed horizon": lambda sums: rules.fixed_horizon(sums, limit, horizon, worlds.BUDGET),
         "threshold": lambda sums: rules.threshold(sums, limit),
@@ -82,7 +82,7 @@ def together(watches: tuple[worlds.Watch, ...], rollouts: int, seeds: _Seeds) ->
         for offset, watch in enumerate(watches):
             seed = first if not offset else seeds()
             limit = watch.limit.model_copy(update={"alpha": worlds.BUDGET / len(watches)})
-            judge = {"airlock": lambda sums, limit=limit: rules.airlock(sums.looks(), limit)}
+            judge = {"airlock": lambda sums, limit=limit: rules.airlock(sums, limit)}
             worst = [case for case in watch.cases if not case.bad][-1]
             times = simulate.judged(worst.stream, judge, rate=rate, rollouts=rollouts, seed=seed)
             rolled_back |= np.isfinite(times["airlock"])

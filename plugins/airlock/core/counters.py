@@ -65,7 +65,7 @@ class Stream:
         number = self.sums.requests // SPACING
         if number > self._restarts:
             self._restarts = number
-            self.checkpoints = [c for c in self.checkpoints if c.kind == "step" or _stays(c.number, number)]
+            self.checkpoints = [c for c in self.checkpoints if c.kind == "step" or stays(c.number, number)]
             self._take(self.sums, "restart", number)
 
     @property
@@ -148,7 +148,7 @@ class Counters:
             self.stream(scope).restart_if_due()
 
 
-def _stays(number: int, newest: int) -> bool:
+def stays(number: int, newest: int) -> bool:
     """Whether a restart is kept when the newest is taken. One that goes never comes back."""
     age = max(1, (newest - number) // PER_OCTAVE)
     return number % (1 << age.bit_length() - 1) == 0

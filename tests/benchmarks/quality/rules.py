@@ -8,18 +8,23 @@ agree is a test (tests/benchmarks/test_decision_quality.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from airlock.core import guards, sequential
+from airlock.core import counters, guards, sequential, windows
+from airlock.core.counters import SPACING
 from airlock.core.route import Limit
+from airlock.core.tally import Checkpoint, Scope
 from tests.benchmarks.quality.worlds import Blocks, Floats, Stream
 
 COUNTS = frozenset({"errors", "slow", "fallbacks"})
 BAKE_MINUTES = 10
 """How long each step but the last lasts."""
+LOOK = 100
+"""Requests from one look to the next."""
 BAD_WINDOWS = 5
 Z_ALPHA = 0.05
 
@@ -101,42 +106,88 @@ def exceeds(
 
 
 def _surely_above(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: float) -> np.ndarray:
-    """Whether ``unbounded_mean_interval`` lies above the bound."""
-    minimum = guards._asymptotic_minimum(limit)
-    mean = total / n
-    scatter = np.maximum(0.0, squares - mean * total)
-    doubt = -2 * math.log(alpha)
-    prior = max(limit.minimum, minimum) / (doubt + math.log(doubt + 1))
-    most = -np.expm1((2 * math.log(alpha) - np.log1p(n / prior)) / n)
-    room = n - (n + prior) * most
-    half = np.sqrt((n + prior) * scatter * most / (n * np.where(room > 0, room, np.nan)))
-    return (n >= minimum) & (mean - half > limit.bound)
+    """Whether ``unbounded_mean_log_e_value`` passes 1 / alpha."""
+    prior = guards._prior(limit)
+    excess = total - n * limit.bound
+    around = squares - 2 * limit.bound * total + n * limit.bound**2
+    explained = np.minimum(1.0, excess * excess / ((n + prior) * around))
+    with np.errstate(divide="ignore"):
+        found = -np.log1p(n / prior) / 2 - n / 2 * np.log1p(-explained)
+    return (n >= guards._asymptotic_minimum(limit)) & (found >= -math.log(alpha))
 
 
 def airlock(rollouts: Rollouts, limit: Limit) -> Floats:
-    """The guard: over the whole release, and over each step."""
+    """The guard with a look every 100 requests: over the whole release, each step and all restarts.
+
+    What comes in the first step is asked in shadow, the rest is served.
+    """
     n, total, squares = rollouts.n, rollouts.total, rollouts.squares
-    extremes = rollouts.smallest, rollouts.largest
     if limit.late:
-        return rollouts.first(_exceeds_at(n, total, squares, *extremes, limit, limit.alpha))
-    alpha = guards._alpha(limit, of_step=False)
-    of_release = rollouts.first(_exceeds_at(n, total, squares, *extremes, limit, alpha))
-    step = np.minimum((n - 1) * rollouts.per // (rollouts.rate * BAKE_MINUTES), limit.steps - 1).astype(int)
-    # Where each look's step began: the last look of the step before. The extremes of the release hold in it too.
-    began = np.searchsorted(step, step) - 1
-    before = [np.where(began >= 0, part[..., np.maximum(began, 0)], 0.0) for part in (n, total, squares)]
-    fresh = [part - earlier for part, earlier in zip((n, total, squares), before, strict=True)]
-    alpha = guards._alpha(limit, of_step=True)
-    of_step = _exceeds_at(*fresh, *extremes, limit, alpha)
-    return np.minimum(of_release, rollouts.first(of_step))
+        looks = rollouts.looks()
+        extremes = looks.smallest, looks.largest
+        return looks.first(exceeds(looks.n, looks.total, looks.squares, *extremes, limit, limit.alpha))
+    found = np.full(len(total), np.inf)
+    for column in np.flatnonzero(n % LOOK == 0):
+        alive = np.flatnonzero(np.isinf(found))
+        if not len(alive):
+            break
+        begins = [
+            (scope, at, windows.weight(limit, scope, since)) for scope, since, at in _begins(rollouts, limit, column)
+        ]
+        weights = np.array([weight for *_, weight in begins])
+        earlier = np.array([at for _, at, _ in begins])
+        now = (alive[:, None], column)
+        # Columns of zeros stand for what was before the first block.
+        fresh = [part[now] - np.where(earlier < 0, 0.0, part[alive[:, None], earlier]) for part in (total, squares)]
+        of_n = n[column] - np.where(earlier < 0, 0.0, n[earlier])
+        mixed = _mixture(of_n, *fresh, rollouts.smallest[now], rollouts.largest[now], limit, weights)
+        found[alive[mixed >= -math.log(limit.alpha)]] = n[column]
+    return found
 
 
-def _exceeds_at(
-    n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit, alpha: float
-) -> np.ndarray:
-    if limit.signal in COUNTS:
-        return total >= critical_hits(limit, n, alpha)
-    return exceeds(n, total, squares, smallest, largest, limit, alpha)
+def _begins(rollouts: Rollouts, limit: Limit, column: int) -> Iterator[tuple[Scope, Checkpoint | None, int]]:
+    """The windows at a look: their scope, checkpoint, and the last column before them (-1: none)."""
+    step_requests = rollouts.rate * BAKE_MINUTES
+    block = int(rollouts.n[0])
+    served_from = -(-step_requests // block) - 1  # the last column of the shadow
+    for scope in windows.scopes(limit):
+        first = -1 if scope == "all" else served_from
+        if column <= first:
+            continue
+        yield scope, None, first
+        steps = range(2 if scope == "all" else 3, limit.steps + 1)
+        for number, step in enumerate(steps, start=2):
+            at = -(-step_requests * (step - 1) // block) - 1
+            if at < column:
+                yield scope, Checkpoint(kind="step", number=number), at
+        newest = int((rollouts.n[column] - (rollouts.n[first] if first >= 0 else 0)) - 1) // SPACING
+        for number in range(1, newest + 1):
+            if counters.stays(number, newest):
+                yield scope, Checkpoint(kind="restart", number=number), first + number * SPACING // block
+
+
+def _mixture(
+    n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit, weights: Floats
+) -> Floats:
+    """Log of the mixture over the windows (columns) of each rollout (row); where all keep the bound, of nothing."""
+    parts = np.broadcast_arrays(n, total, squares, smallest, largest, np.log(np.where(weights > 0, weights, 1e-300)))
+    over = (np.abs(parts[1]) if limit.signal == "difference" else parts[1]) > limit.bound * parts[0]
+    if limit.signal not in COUNTS:
+        over &= np.abs(parts[2]) >= windows._LOST * parts[2][:, :1]
+    logs = np.full(over.shape, -np.inf)
+    logs[over] = _log_e(*(part[over] for part in parts[:5]), limit) + parts[5][over]
+    top = logs.max(axis=1, initial=-np.inf)
+    safe = np.where(np.isfinite(top), top, 0.0)
+    with np.errstate(divide="ignore"):
+        return safe + np.log(np.exp(logs - safe[:, None]).sum(axis=1))
+
+
+def _log_e(n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit) -> Floats:
+    """``guards._log_e`` of many."""
+    if limit.signal != "difference":
+        return log_e_values(n, total, squares, smallest, limit)
+    lowest = np.where(total > 0, smallest, -largest)
+    return log_e_values(n, np.abs(total), squares, lowest, limit) - math.log(2)
 
 
 def critical_hits(limit: Limit, n: Floats, alpha: float) -> Floats:

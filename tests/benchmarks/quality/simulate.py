@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from airlock.core import guards
 from airlock.core.route import Limit
+from airlock.core.windows import weight
 from tests.benchmarks.quality.rules import COUNTS, Rollouts, critical_hits, exceeds
 from tests.benchmarks.quality.worlds import BUDGET, Blocks, Events, Floats, Stream
 
@@ -39,7 +39,7 @@ def judged(stream: Stream, rules: Mapping[str, Rule], *, rate: int, rollouts: in
 def detected(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Floats:
     """Requests until the guard ejects, which looks after each of them. Only the release's sums are looked at:
     those of a step could only be quicker."""
-    alpha = limit.alpha if limit.late else guards._alpha(limit, of_step=False)
+    alpha = limit.alpha if limit.late else limit.alpha * weight(limit, "all", None)
     longest = HORIZON // stream.per
     if limit.signal in COUNTS:
         critical = critical_hits(limit, np.arange(1.0, longest + 1), alpha)
