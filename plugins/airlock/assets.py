@@ -13,7 +13,7 @@ def candidate(model: str) -> Asset:
 
 
 def champion(model: str) -> Asset:
-    """Another version holds production. Event: ``{"version": "3"}``."""
+    """Another version holds production. Event: ``{"version": "3", "release": <id>, "generation": <of the route>}``."""
     return _asset(model, "champion")
 
 

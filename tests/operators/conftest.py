@@ -21,6 +21,7 @@ from airlock.core.release import Release
 from airlock.hooks.gateway import GatewayHook
 from airlock.hooks.registry import RegistryHook
 from airlock.ledger import Ledger
+from airlock.operators import receipts
 from airlock.specs import find
 from tests.support.operator_world import Gateway, Versions, bento, promoted
 
@@ -97,6 +98,17 @@ def versions(home: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
     packaging = SimpleNamespace(package=lambda _spec, _settings, version: bento(version.version))
     monkeypatch.setattr(steps, "packaging", packaging, raising=False)
     return versions
+
+
+@pytest.fixture(autouse=True)
+def announced(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What Airflow says that it has sent of champions: nothing, unless a test puts it here."""
+    events: list[dict[str, Any]] = []
+    newest = lambda _: max((event["generation"] for event in events), default=0)  # noqa: E731
+    monkeypatch.setattr(receipts, "announced_generation", newest)
+    candidates = lambda _, version, **__: version in [event["version"] for event in events]  # noqa: E731
+    monkeypatch.setattr(receipts, "is_candidate_announced", candidates)
+    return events
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 
 from airlock import assets
 from airlock.control import ReleaseControl
+from airlock.core.errors import Unavailable
 from airlock.core.release import Phase, Release
 from airlock.ledger import Ledger
+from airlock.operators import receipts
 from airlock.operators.release import (
     CompleteReleaseOperator,
     PackageBentoOperator,
@@ -169,7 +171,7 @@ class TestPromoteAndBack:
             task_id="promote", dag=dag, model="toy", release=release.model_dump(mode="json"), outlets=[outlet]
         )
         promote.execute(context)  # type: ignore[arg-type]
-        assert context["outlet_events"][outlet].extra == {"version": "1", "release": release.id}
+        assert context["outlet_events"][outlet].extra == {"version": "1", "release": release.id, "generation": 1}
         assert versions.aliases == {"champion": "1"}
         assert shares(home) == {"1": 100}
 
@@ -212,7 +214,6 @@ class TestPromoteAndBack:
         assert last.actor == "ada"
         assert "complaints" in last.reason
         assert context["outlet_events"][outlet].extra["version"] == "1"
-        assert control.pending("champion_asset") == []
 
     def test_a_rollback_that_is_tried_again_is_one_step_back(
         self, control: ReleaseControl, champion: Release, make_context: Make, dag: DAG, home: Path
@@ -258,15 +259,42 @@ class TestPromoteAndBack:
         with pytest.raises(AirflowFailException, match="not today"):
             promote.resume(make_context(), {"reason": "the ledger moved"})  # type: ignore[arg-type]
 
-    def test_a_champion_that_was_announced_is_not_due_any_more(
-        self, control: ReleaseControl, make_context: Make, dag: DAG
+    def test_a_champion_counts_as_announced_when_airflow_has_sent_it_and_not_before(
+        self, control: ReleaseControl, make_context: Make, dag: DAG, announced: list[dict[str, Any]]
     ) -> None:
-        release = opened(control, "1")
-        promote = PromoteOperator(
-            task_id="promote", dag=dag, model="toy", release=release.id, outlets=[assets.champion("toy")]
-        )
-        promote.execute(make_context())  # type: ignore[arg-type]
+        """The task may be killed after its last line, before Airflow sends what it has left there."""
+        release, outlet = opened(control, "1"), assets.champion("toy")
+        promote = PromoteOperator(task_id="promote", dag=dag, model="toy", release=release.id, outlets=[outlet])
+        for _ in range(6):
+            context = make_context()
+            promote.execute(context)  # type: ignore[arg-type]
+            promote.confirm_announced()
+            assert [effect.release for effect in control.pending("champion_asset")] == [release.id]
+        announced.append(context["outlet_events"][outlet].extra)
+        promote.confirm_announced()
         assert control.pending("champion_asset") == []
+
+    def test_an_earlier_event_does_not_stand_for_a_later_champion(
+        self, control: ReleaseControl, champion: Release, make_context: Make, dag: DAG, announced: list[dict[str, Any]]
+    ) -> None:
+        promoted(control, "2")
+        operator = RollbackOperator(task_id="back", dag=dag, model="toy")
+        announced.append({"version": "1", "generation": 1})
+        operator.confirm_announced()
+        assert len(control.pending("champion_asset")) == 1
+        announced.append({"version": "2", "generation": control.ledger.release(champion.id).generation + 9})
+        operator.confirm_announced()
+        assert control.pending("champion_asset") == []
+
+    def test_what_airflow_does_not_say_leaves_the_event_due(
+        self, control: ReleaseControl, champion: Release, dag: DAG, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def silent(_: str) -> int:
+            raise Unavailable("Airflow does not tell")
+
+        monkeypatch.setattr(receipts, "announced_generation", silent)
+        RollbackOperator(task_id="back", dag=dag, model="toy").confirm_announced()
+        assert len(control.pending("champion_asset")) == 1
 
     def test_a_shadow_that_held_is_completed(
         self,

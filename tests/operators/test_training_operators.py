@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from airlock.core.refs import EvaluatedRef, OnnxRef, Ref, SnapshotRef, TrainedRe
 from airlock.core.verdict import Status, Verdict
 from airlock.hooks.registry import RegistryHook
 from airlock.ledger import Ledger
+from airlock.operators.base import run_key
 from airlock.operators.candidate import EvaluateGatesOperator, ExportOnnxOperator, RegisterVersionOperator
 from airlock.operators.drift import DriftReportOperator, SignalDriftOperator
 from airlock.operators.features import MaterializeFeaturesOperator
@@ -114,7 +116,7 @@ class TestFreeze:
 
         drifted("asset__1", APRIL)
         drifted("asset__1", APRIL)  # a retry of the same run
-        with pytest.raises(AirflowSkipException, match="run asset__1 has answered"):
+        with pytest.raises(AirflowSkipException, match="run toy__test/asset__1 has answered"):
             drifted("asset__2", APRIL + timedelta(hours=5))
         drifted("asset__3", APRIL + timedelta(hours=6))
         assert len(freeze) == 3
@@ -159,10 +161,19 @@ class TestTrain:
         given = {"training_set": TRAINING_SET.model_dump(mode="json"), "recipe_params": {"depth": 3}, "trials": 2}
         run(TrainOperator, context, **given)
         (call,) = train
-        assert call["run_key"] == "manual__2026-01-01T00-00-00-00-00"
+        assert call["run_key"].startswith("toy__test-manual__2026-01-01T00-00-00-00-00-")
         assert (call["params"], call["trials"]) == ({"depth": 3}, 2)
+        assert re.fullmatch(r"[A-Za-z0-9_.-]+", call["run_key"])
         assert call["origin"]["dag_run_id"] == "manual__2026-01-01T00:00:00+00:00"
         assert call["origin"]["actor"] == "ada"
+
+    def test_runs_of_two_dags_that_were_started_at_once_have_keys_of_their_own(self, make_context: Make) -> None:
+        context = make_context("scheduled__2026-01-01T00:00:00+00:00")
+        alike = make_context("scheduled__2026-01-01T00-00-00-00-00")
+        other = {**context, "dag_run": SimpleNamespace(**{**vars(context["dag_run"]), "dag_id": "other__test"})}
+        keys = [run_key(each) for each in (context, alike, other)]  # type: ignore[arg-type]
+        assert len(set(keys)) == 3
+        assert run_key(context) == keys[0]  # type: ignore[arg-type]
 
     def test_export_hands_the_parity_on(self, step: Callable[..., Calls], make_context: Make) -> None:
         step("export", export=ONNX)
@@ -227,7 +238,7 @@ class TestRegister:
         assert VersionRef.model_validate(said).version == "3"
         assert context["outlet_events"][outlet].extra == {"version": "3", "skip_shadow": True}
         assert registry.aliases == {"candidate": "3"}
-        assert registry.keys == ["asset__7"]
+        assert registry.keys == [run_key(context)]  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("verdicts", [(FAIL,), (UNSURE,), ()])
     def test_registers_nothing_that_did_not_pass(

@@ -168,6 +168,24 @@ def test_one_key_is_one_version_and_its_bundle_comes_from_mlflow(house: House, c
     assert newer["airlock.evidence_digest"] == judged.digest
 
 
+def test_a_run_that_was_cleared_and_trained_on_changed_data_registers_another_version(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under the same key as the run's first training; and that one is found again, not made again."""
+    registry = house.registry()
+    first = registry.register(SPEC, house.judged(house.exported("cleared")), key="cleared")
+    assert "this is a new version" not in caplog.text
+    changed = house.exported("cleared", frame=toy_rows(seed=5))
+    second = registry.register(SPEC, house.judged(changed), key="cleared")
+    assert f"cleared registered version {first.version} before" in caplog.text
+    assert int(second.version) == int(first.version) + 1
+    assert (second.bundle.digest, second.run_id) == (changed.digest, changed.trained.run_id)
+    assert first.bundle.digest != second.bundle.digest
+    assert registry.register(SPEC, house.judged(changed), key="cleared") == second
+    runs = [tracking.client(house.settings.mlflow_url).get_run(each.run_id) for each in (first, second)]
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"], "what a version was made of stays"
+
+
 def test_a_version_says_what_it_was_judged_against(house: House, candidate: OnnxRef) -> None:
     version = house.registry().register(SPEC, house.judged(candidate), key="judged")
     assert version.judged_against == "baseline"

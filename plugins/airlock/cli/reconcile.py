@@ -60,8 +60,28 @@ def _reconciled(model: str, *, dry_run: bool) -> list[Repair]:
             return None
 
     with control_of(model, aliases=True) as control:
+        if not dry_run:
+            _confirm_announced(control)
         found = repair(control, status=status, run_state=_run_state, now=datetime.now(UTC), dry_run=dry_run)
         return [*found, *_records(control, dry_run=dry_run)]
+
+
+def _confirm_announced(control: ReleaseControl) -> None:
+    """Take the events of a champion that Airflow has for told; where it does not answer, they stay due."""
+    from airlock import assets
+    from airlock.airflow_api import AirflowApi
+    from airlock.core.errors import AirlockError
+    from airlock.stack import ADMIN, password_of
+
+    if not control.pending("champion_asset"):
+        return
+    here = control.settings
+    try:
+        with AirflowApi(here.airflow_url, ADMIN, password_of(here, ADMIN)) as api:
+            events = api.asset_events(assets.champion(control.model).uri)
+    except AirlockError:
+        return
+    control.announced(max((int(event.extra.get("generation", 0)) for event in events), default=0))
 
 
 def _records(control: ReleaseControl, *, dry_run: bool) -> list[Repair]:

@@ -163,6 +163,15 @@ class Controller:
         """The effects of a kind that were decided on and are not done yet, the oldest first."""
         return [effect for effect in self.ledger.pending_effects(self.model) if effect.kind == kind]
 
+    def announced(self, generation: int) -> None:
+        """Say that an event of a champion has been sent that names who was it in that generation of the route.
+
+        It stands for every earlier one that was due: an event says who is champion, not what happened.
+        """
+        for effect in self.pending("champion_asset"):
+            if effect.generation <= generation:
+                self.done(effect)
+
     def done(self, effect: Effect) -> None:
         """Say that an effect is done."""
         self.ledger.effect_done(effect, self.clock())

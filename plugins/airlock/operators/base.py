@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -20,6 +21,7 @@ from airlock.core.spec import ModelSpec
 from airlock.hooks.gateway import GatewayHook
 from airlock.hooks.ledger import LedgerHook
 from airlock.hooks.registry import RegistryHook
+from airlock.operators import receipts
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -92,19 +94,28 @@ class ModelOperator(BaseOperator):
     def announce_champion(self, context: Context, **extra: Any) -> None:
         """Tell of the champion through the task's outlets: an asset's event, or one of an alias.
 
-        The event goes out when the task succeeds. One that is killed before that runs again and tells it then.
+        Airflow sends the event when the task succeeds, which no task sees: a task may be killed right before it in all
+        of its tries. So the event stays due until ``confirm_announced`` finds it among the asset's events; until then
+        the sweep sends it again. What an event starts can be started twice.
         """
-        champion = self.control.ledger.champion(self.model)
-        if champion is None:
+        route, champion = self.control.ledger.route(self.model), self.control.ledger.champion(self.model)
+        if route is None or champion is None:
             return
-        told = {"version": champion.version, "release": champion.release, **extra}
+        told = {"version": champion.version, "release": champion.release, "generation": route.generation, **extra}
         for outlet in self.outlets:
             if isinstance(outlet, AssetAlias):
                 context["outlet_events"][outlet].add(assets.champion(self.model), extra=told)
             else:
                 context["outlet_events"][outlet].extra = told
-        for effect in self.control.pending("champion_asset"):
-            self.control.done(effect)
+
+    def confirm_announced(self) -> None:
+        """Take the events of a champion that Airflow has for told; where it does not say, they stay due."""
+        if not self.control.pending("champion_asset"):
+            return
+        try:
+            self.control.announced(receipts.announced_generation(self.model))
+        except Unavailable as error:
+            self.log.warning("Whether %s's champion was announced is not known: %s", self.model, error)
 
 
 def refusals_are_final(
@@ -129,8 +140,13 @@ def refusals_are_final(
 
 
 def run_key(context: Context) -> str:
-    """The DAG run's id as a folder name: what is done twice in a run is done under the same key."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", context["run_id"])
+    """The DAG run as a folder name: what is done twice in a run is done under the same key.
+
+    Run ids belong to a DAG: two DAGs that were started at the same time have the same. The digest keeps apart what
+    looks alike as a folder name.
+    """
+    name = run_name(context)
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def run_name(context: Context) -> str:

@@ -15,6 +15,7 @@ from airlock.control.reconcile import Repair, reconcile
 from airlock.core.errors import AirlockError, NotFound, Unavailable
 from airlock.core.release import Release
 from airlock.core.tally import GatewayStatus
+from airlock.operators import receipts
 from airlock.operators.base import ModelOperator, refusals_are_final
 
 PATIENCE = timedelta(minutes=9)
@@ -36,6 +37,7 @@ class ReconcileOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> list[dict[str, Any]]:
         now = datetime.now(UTC)
+        self.confirm_announced()
         repairs = reconcile(
             self.control, status=self._status, run_state=lambda release: _run_state(context, release), now=now
         )
@@ -60,10 +62,13 @@ class ReconcileOperator(ModelOperator):
             return None
 
     def _send(self, context: Context, repair: Repair, now: datetime) -> Repair:
-        """The repair, done if it was about an event that goes out with this task."""
+        """The repair, done if it was about a candidate whose event goes out with this task.
+
+        That of a champion is done when the next sweep finds it among what Airflow has sent.
+        """
         if repair.kind == "champion_asset":
             self.announce_champion(context)
-            return repair.model_copy(update={"done": True})
+            return repair.model_copy(update={"what": f"{repair.what}; it is sent again with this task"})
         if repair.kind == "candidate_asset" and repair.version and self._is_lost(repair.version, now):
             for outlet in self.outlets:
                 extra: dict[str, Any] = {"version": repair.version, "skip_shadow": False}
@@ -72,19 +77,29 @@ class ReconcileOperator(ModelOperator):
         return repair
 
     def _is_lost(self, version: str, now: datetime) -> bool:
-        """Whether a candidate has been without a release for a while, and its event was not sent again yet."""
+        """Whether a candidate has been without a release for a while, and Airflow has not sent its event again yet."""
         ledger = self.control.ledger
         kept = ledger.load_state(self.model, _SIGHTING)
         seen = json.loads(kept[0]) if kept else {}
         revision = kept[1] if kept else None
         if seen.get("version") != version:
-            fresh = {"version": version, "since": now.isoformat(), "sent": False}
+            fresh = {"version": version, "since": now.isoformat(), "sent": None}
             ledger.save_state(self.model, _SIGHTING, json.dumps(fresh), revision=revision)
             return False
-        if seen["sent"] or now - datetime.fromisoformat(seen["since"]) < PATIENCE:
+        if now - datetime.fromisoformat(seen["since"]) < PATIENCE or self._was_sent(version, seen["sent"]):
             return False
-        ledger.save_state(self.model, _SIGHTING, json.dumps({**seen, "sent": True}), revision=revision)
+        ledger.save_state(self.model, _SIGHTING, json.dumps({**seen, "sent": now.isoformat()}), revision=revision)
         return True
+
+    def _was_sent(self, version: str, sent: str | None) -> bool:
+        """Whether an event that a sweep has sent is there: it may have been killed right before Airflow sent it."""
+        if sent is None:
+            return False
+        try:
+            return receipts.is_candidate_announced(self.model, version, after=datetime.fromisoformat(sent))
+        except Unavailable as error:
+            self.log.warning("Whether candidate %s was announced is not known: %s", version, error)
+            return True
 
 
 def _run_state(context: Context, release: Release) -> str | None:

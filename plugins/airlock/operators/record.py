@@ -21,6 +21,7 @@ class WriteRecordOperator(ReleaseOperator):
 
     @refusals_are_final
     def execute(self, context: Context) -> list[dict[str, Any]]:  # noqa: ARG002
+        self.confirm_announced()
         written = records.write_pending(self.control, self.registry_hook.get_conn())
         for record in written:
             self.log.info("Record %s (%s)", record.path, record.digest)

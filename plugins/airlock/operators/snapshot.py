@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from airlock import assets
 from airlock.core.refs import SnapshotRef
-from airlock.operators.base import ModelOperator, refusals_are_final, run_key, time_of, triggering_extra
+from airlock.operators.base import ModelOperator, refusals_are_final, run_name, time_of, triggering_extra
 
 
 class FreezeSnapshotOperator(ModelOperator):
@@ -56,7 +56,7 @@ class FreezeSnapshotOperator(ModelOperator):
         return frozen.model_dump(mode="json")
 
     def _answer_drift(self, context: Context, until: datetime) -> None:
-        key = run_key(context)
+        key = run_name(context)
         ledger = self.ledger_hook.get_conn()
         owner = ledger.claim(self.model, "drift", key, at=until, window=self.spec.retrain.cool_down)
         if owner != key:

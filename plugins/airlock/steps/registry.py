@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from airlock.core.semantic_version import Described, following
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Status, fold
 from airlock.steps import tracking
+
+log = logging.getLogger(__name__)
 
 _KEY = "airlock.register_key"
 _BUNDLE = "airlock.bundle"
@@ -39,8 +42,9 @@ class Registry:
         self._client = tracking.client(tracking_url)
 
     def register(self, spec: ModelSpec, evaluated: EvaluatedRef, *, key: str, author: str | None = None) -> VersionRef:
-        """Register a candidate that passed its gates. The same ``key`` gives the same version.
+        """Register a candidate that passed its gates. The same ``key`` and bundle give the same version.
 
+        A bundle that differs, as that of a run that was cleared and trained anew on other data, is another version.
         ``author`` is who started its training. The version's bundle is then fetched from MLflow, so that what is
         packaged is what was stored.
 
@@ -53,7 +57,13 @@ class Registry:
             refused = "; ".join(f"{v.name}: {v.reason}" for v in evaluated.verdicts if v.holds_back)
             raise GateRefused(f"{spec.model}: not registered, {refused or 'no gate gave a verdict'}")
         known = self._search(f"name = '{spec.model}' AND tags.`{_KEY}` = '{_quoted(key)}'")
-        version = known[0] if known else self._create(spec, evaluated, key, author)
+        same = [each for each in known if each.tags.get(_BUNDLE) == evaluated.onnx.digest]
+        if known and not same:
+            log.warning(
+                "%s: %s registered version %s before, and its bundle is %s by now: this is a new version",
+                *(spec.model, key, ", ".join(str(each.version) for each in known), evaluated.onnx.digest),
+            )
+        version = same[0] if same else self._create(spec, evaluated, key, author)
         if _SEMANTIC not in version.tags:
             version = self._numbered(version)
         return self._ref(version)

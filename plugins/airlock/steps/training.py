@@ -124,7 +124,8 @@ def train(
     """Tune, fit on all training rows, evaluate on the held-out ones and log it all to one MLflow run.
 
     Args:
-        run_key: names this training; a second call with it returns the first one's result.
+        run_key: names this training; a second call with it returns the first one's result, unless the rows or the
+            recipe differ by now: then it trains anew.
         params: recipe parameters that are fixed rather than tuned.
         trials: Optuna trials; unset: the spec's; 0: none.
         origin: who or what asked, as tags of the run.
@@ -138,12 +139,14 @@ def train(
     client = tracking.client(settings.mlflow_url)
     experiment = tracking.experiment(client, spec.model)
     earlier = tracking.find_run(client, experiment, run_key)
+    definition = definition_digest(spec, settings)
     if earlier is not None:
         done = _done(folder, training_set, earlier)
-        if done is not None:
+        if done is not None and earlier.data.tags.get(tracking.DEFINITION) == definition:
             return done
         tracking.close_children(client, experiment, earlier.info.run_id)
-        client.set_terminated(earlier.info.run_id, "FAILED")
+        if earlier.info.status != "FINISHED":
+            client.set_terminated(earlier.info.run_id, "FAILED")
     tags = {
         tracking.RUN_KEY: run_key,
         "airlock.kind": "train",
@@ -153,7 +156,7 @@ def train(
         "airlock.snapshot_digest": training_set.snapshot,
         "mlflow.source.git.commit": tracking.git_commit(settings.project),
         "airlock.lock_digest": tracking.lock_digest(settings.project),
-        tracking.DEFINITION: definition_digest(spec, settings),
+        tracking.DEFINITION: definition,
         **{f"airlock.origin.{key}": value for key, value in origin.items()},
     }
     name = f"{spec.model} until {training_set.until:%Y-%m-%d}"
