@@ -49,7 +49,9 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": integration,
-                "python-modules": [f"airlock.triggers.{noun}" for noun in ("release", "approval", "ledger", "version")],
+                "python-modules": [
+                    f"airlock.triggers.{noun}" for noun in ("release", "approval", "ledger", "version", "way")
+                ],
             }
         ],
         "connection-types": [

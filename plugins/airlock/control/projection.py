@@ -108,14 +108,17 @@ def read_ejection(folder: Path, model: str) -> Ejection | None:
     """What the gateway ejected last; it outlives the gateway.
 
     Raises:
-        NotPossible: nobody can read what it wrote, and so nobody knows who must not answer.
+        NotPossible: what it wrote says nothing, and so nobody knows who must not answer.
+        Unavailable: the file cannot be read now.
     """
     path = folder / f"{model}.json"
     try:
         return Ejection.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValidationError) as error:
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be read: {error}; it says whom the gateway ejected") from error
+    except ValidationError as error:
         raise NotPossible(f"{path} does not say what the gateway ejected: {error}; repair or remove it") from error
 
 

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from airlock.control.projection import Aliases, read_ejection, read_route, show_aliases
 from airlock.control.release import ReleaseControl
 from airlock.control.turn import CONTROLLER
-from airlock.core.errors import AirlockError, Conflict, NotFound, NotPossible, SpecError
+from airlock.core.decide import Evidence
+from airlock.core.errors import AirlockError, Conflict, NotFound, SpecError
 from airlock.core.release import LIVE, WAITING, Release
 from airlock.core.route import Route
 from airlock.core.tally import GatewayStatus
@@ -73,13 +74,21 @@ def reconcile(
     answer = status()
     return [
         *work.spec(),
+        *work.ejection(answer),
         *work.lease(),
         *work.route(answer),
-        *work.ejection(answer),
         *work.orphans(run_state),
         *work.aliases(),
         *work.champion_asset(),
     ]
+
+
+def orphaned(release: Release, run_state: str | None) -> str | None:
+    """Why nobody carries a release on any more, by the state of its run (``None``: there is none); else ``None``."""
+    if release.run is None or run_state not in _ENDED:
+        return None
+    how = f"has ended as {run_state}" if run_state else "is gone"
+    return f"its run {release.run} {how}, and nobody carries it on"
 
 
 class _Reconciliation:
@@ -137,18 +146,17 @@ class _Reconciliation:
             yield Repair(kind="gateway", what=what, done=False)
 
     def ejection(self, status: GatewayStatus | None) -> Iterator[Repair]:
-        """A version that the gateway has ejected, and whose release goes on in the ledger."""
-        ejected = status.ejection if status is not None else None
+        """A version that the gateway has ejected, or whose guards have failed, and whose release goes on."""
         try:
-            ejected = ejected or read_ejection(self.control.settings.ejections, self.model)
-        except NotPossible as error:
+            read_ejection(self.control.settings.ejections, self.model)
+        except AirlockError as error:
             yield Repair(kind="ejection", what=str(error), done=False)
-        if ejected is None:
-            return
+        evidence = Evidence(gateway=status)
         for release in self.ledger.releases(self.model, phases=LIVE):
-            if (release.id, release.version) == (ejected.release, ejected.version):
-                reason = f"the gateway ejected version {ejected.version}: {ejected.reason}"
-                yield self._end("ejection", release, reason)
+            if (found := self.control.breach_of(release, evidence)) is not None:
+                what = f"release {release.id} of version {release.version} is {release.phase}, but {found.reason}"
+                repair = self._repair("ejection", what, lambda: self.control.guard(evidence))
+                yield repair.model_copy(update={"release": release.id, "version": release.version})
 
     def orphans(self, run_state: Callable[[Release], str | None]) -> Iterator[Repair]:
         """Releases whose run has ended, or is gone, before they did. Those that no run carries are left alone."""
@@ -161,9 +169,8 @@ class _Reconciliation:
                 what = f"nobody can say whether release {release.id} is still carried: {error}"
                 yield Repair(kind="orphan", what=what, done=False, release=release.id, version=release.version)
                 continue
-            if state in _ENDED:
-                how = f"has ended as {state}" if state else "is gone"
-                yield self._end("orphan", release, f"its run {release.run} {how}, and nobody carries it on")
+            if (why := orphaned(release, state)) is not None:
+                yield self._end("orphan", release, why)
 
     def aliases(self) -> Iterator[Repair]:
         """MLflow's aliases, and a candidate that was registered, but never opened a release."""

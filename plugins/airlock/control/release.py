@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from airlock.control.approval import Approvals
-from airlock.control.projection import read_ejection
 from airlock.control.steering import Steering
 from airlock.control.turn import CONTROLLER
 from airlock.core.decide import Decision, Evidence, decide, decide_late, holds_back
@@ -37,6 +36,8 @@ from airlock.core.verdict import Verdict
 from airlock.ledger import VersionRecord, new_release_id
 from airlock.ledger.ledger import GATES
 
+UNSEEN = Evidence(gateway=None)
+"""Of whoever asks nobody: what the gateway wrote down about an ejection counts all the same."""
 LATE = "late"
 """The step under which verdicts on labels and outcomes are kept that came after the promotion."""
 _DECISIVE = frozenset({"advance", "hold", "roll_back"})
@@ -92,25 +93,29 @@ class ReleaseControl(Steering, Approvals):
             )
             return turn.open(release, key=key, actor=actor, verdicts=verdicts, spec=self.spec)
 
-    def enter(self, release_id: str, step: str) -> Release:
+    def enter(self, release_id: str, step: str, evidence: Evidence = UNSEEN) -> Release:
         """Put a step's traffic into effect: ``warm_up``, ``shadow``, or a step with a share.
 
         A release that stands in this step or in a later one stays there: a task that is cleared goes on where the
         release is, and no share moves back. One that is paused stays where it is too: enter again when it goes on.
 
+        ``evidence`` is what is known now of the step that it leaves. The verdict that let it through may be older: with
+        a breach the release is taken back instead, here and now.
+
         Raises:
             NotYet: another release of the model is on its way.
-            NotPossible: the step is not the next one, the version was judged against another champion, or the gateway
-                has ejected it.
+            NotPossible: the release has ended, here or before, the step is not the next one, or the version was judged
+                against another champion.
         """
         with self.turn() as turn:
-            release = self.ledger.release(release_id)
+            release = self._guarded(turn, release_id, evidence)
+            self._require_open(release)
             todo = planned(self.spec_of(release), step)
             if release.phase in LIVE and (release.paused or not self._is_ahead(todo, release)):
                 return release
             event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
             next_phase(release.phase, event)  # before a route is made for it: a release that has ended gets none
-            self._require_not_ejected(release)
+            self._require_ejections()
             self._require_gates(release)
             champion = self._opponent(release)
             reason = f"{step}: {todo.weight:g} % of the traffic" if todo.role == "served" else step.replace("_", " ")
@@ -119,7 +124,8 @@ class ReleaseControl(Steering, Approvals):
             return turn.move(release, event, actor=CONTROLLER, reason=reason, step=step, route=route)
 
     def observe(self, release_id: str, status: GatewayStatus | None, late: LateEvidence | None = None) -> Decision:
-        """Judge the step the release stands in, and keep the verdicts that decide something.
+        """Judge the step the release stands in, keep the verdicts that decide something, and take it back if they say
+        so.
 
         A release that is to be held is paused: it stays in its step until somebody extends and resumes, promotes or
         aborts it.
@@ -138,25 +144,29 @@ class ReleaseControl(Steering, Approvals):
                     # Verdicts of a step that is held let nothing through, so they are not kept as the step's.
                     held = " held" if decision.action == "hold" else ""
                     turn.record(release, decision.verdicts, step=f"{release.step}{held}")
+                if decision.action == "roll_back":
+                    self._take_back(turn, release, reason=decision.reason)
                 if decision.action == "hold":
                     self._steer(turn, release, Event.PAUSE, {"paused": True}, actor=CONTROLLER, reason=decision.reason)
         return decision
 
-    def promote(self, release_id: str) -> Release:
+    def promote(self, release_id: str, evidence: Evidence = UNSEEN) -> Release:
         """Make the candidate the champion, provisionally where labels have still to come. The former one stays loaded.
 
         Where there is a champion to compare with, the ledger must hold what let the release through its last step: a
-        step that was only entered, or whose task was marked as done by hand, promotes nothing.
+        step that was only entered, or whose task was marked as done by hand, promotes nothing. A breach in
+        ``evidence`` takes the release back instead, as in ``enter``.
 
         Raises:
             NotYet: the release is paused.
-            NotPossible: the release is ejected, not in its last step or not let through it, was opened with a
+            NotPossible: the release has ended, is not in its last step or not let through it, was opened with a
                 gate that did not pass, or is not approved where the spec asks for that before the promotion.
         """
         with self.turn() as turn:
-            release = self.ledger.release(release_id)
+            release = self._guarded(turn, release_id, evidence)
             if release.phase in HELD:
                 return release
+            self._require_open(release)
             self._require_going(release)
             spec = self.spec_of(release)
             last = plan(spec)[-1]
@@ -190,17 +200,18 @@ class ReleaseControl(Steering, Approvals):
                 effects=("aliases", "champion_asset", *(() if provisional else ("record",))),
             )
 
-    def complete(self, release_id: str) -> Release:
-        """End a rollout that promotes nothing, after its shadow.
+    def complete(self, release_id: str, evidence: Evidence = UNSEEN) -> Release:
+        """End a rollout that promotes nothing, after its shadow. A breach in ``evidence`` takes it back instead.
 
         Raises:
             NotYet: the release is paused.
-            NotPossible: it was not let through its shadow.
+            NotPossible: the release has ended otherwise, or was not let through its shadow.
         """
         with self.turn() as turn:
-            release = self.ledger.release(release_id)
+            release = self._guarded(turn, release_id, evidence)
             if release.phase is Phase.COMPLETED:
                 return release
+            self._require_open(release)
             next_phase(release.phase, Event.COMPLETE)
             self._require_going(release)
             self._require_let_through(release, plan(self.spec_of(release))[-1])
@@ -288,12 +299,6 @@ class ReleaseControl(Steering, Approvals):
             raise NotYet(f"release {other.id} of version {other.version} is on its way; wait for it or roll it back")
         return champion
 
-    def _require_not_ejected(self, release: Release) -> None:
-        """A guard may have failed since the step was judged: the gateway does not wait to be asked."""
-        ejected = read_ejection(self.settings.ejections, self.model)
-        if ejected is not None and (ejected.release, ejected.version) == (release.id, release.version):
-            raise NotPossible(f"the gateway ejected version {release.version} meanwhile: {ejected.reason}")
-
     def _require_gates(self, release: Release) -> None:
         """A gate that came, or is enforced, between the version's judgement and its release has let nothing through."""
         if missing := lacking(self.spec_of(release).gates, self._newest_verdicts(release, GATES)):
@@ -310,7 +315,7 @@ class ReleaseControl(Steering, Approvals):
             raise NotYet(f"release {release.id} is paused in {release.step} ({release.reason}): resume it first")
 
     def _require_let_through(self, release: Release, last: PlannedStep) -> None:
-        self._require_not_ejected(release)
+        self._require_ejections()
         if release.step != last.name:
             raise NotPossible(
                 f"release {release.id} stands in {release.step or release.phase}; it goes on after {last.name} only"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airlock.control.projection import read_ejection
 from airlock.control.traffic import Traffic
 from airlock.control.turn import CONTROLLER, Controller, Turn
-from airlock.core.errors import NotFound, NotPossible
+from airlock.core.decide import Decision, Evidence, breach, ejected
+from airlock.core.errors import AirlockError, NotFound, NotPossible
 from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Event, Phase, Release, next_phase
 from airlock.core.route import Route
+from airlock.core.tally import Ejection
 from airlock.ledger import VersionRecord
+
+log = logging.getLogger(__name__)
 
 
 class Rollbacks(Controller):
@@ -16,6 +25,48 @@ class Rollbacks(Controller):
     @property
     def traffic(self) -> Traffic:
         return Traffic(self.model, self.settings, self.ledger, self.spec_of)
+
+    @contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Be alone in changing the model.
+
+        Whatever the turn is for, what an earlier controller left undone is done first, and a release that the gateway
+        has ejected ends: whoever comes first to the ledger after an ejection writes it down.
+        """
+        with super().turn() as turn:
+            self._end_ejected(turn)
+            yield turn
+
+    def guard(self, evidence: Evidence, only: str | None = None) -> Release | None:
+        """Take back the release on its way, if the gateway has ejected it or its evidence holds a breach by now.
+
+        ``only`` this release, where the evidence holds what labels say of it.
+
+        Everybody who can looks, before anything else, however the release stands: paused, let through, waiting for
+        answers. Nothing is written while there is nothing to take back.
+
+        Returns:
+            The release that was taken back, if one was.
+        """
+        for release in self.ledger.releases(self.model, phases=LIVE):
+            if only in (None, release.id) and self.breach_of(release, evidence) is not None:
+                with self.turn() as turn:
+                    ended = self._guarded(turn, release.id, evidence)
+                return ended if ended.phase is Phase.ROLLED_BACK else None
+        return None
+
+    def breach_of(self, release: Release, evidence: Evidence) -> Decision | None:
+        """Why a release has to be taken back by what is known now, and by what the gateway wrote down.
+
+        That the gateway has ejected a version needs no spec; one that cannot be used stops nobody from taking it back.
+        """
+        evidence = evidence.model_copy(update={"ejection": self._ejection()})
+        try:
+            return breach(self.spec_of(release), release, evidence)
+        except AirlockError:
+            if (out := ejected(release, evidence)) is None:
+                raise
+            return Decision(action="roll_back", reason=out.reason, verdicts=(out,))
 
     def roll_back(self, release_id: str, *, reason: str, actor: str = CONTROLLER) -> Release:
         """Take a release off traffic: to the champion, or from a provisional champion to the last good version.
@@ -33,10 +84,7 @@ class Rollbacks(Controller):
                 )
             if release.phase in TERMINAL:
                 return release
-            if release.phase is Phase.PROVISIONAL and self._is_champion(release):
-                self._back_to(turn, None, actor=actor, reason=reason)
-                return self.ledger.release(release_id)
-            return self._end(turn, release, Event.ROLL_BACK, actor=actor, reason=reason)
+            return self._take_back(turn, release, actor=actor, reason=reason)
 
     def abort(self, release_id: str, *, actor: str, reason: str) -> Release:
         """End a release by hand; all traffic goes to the champion."""
@@ -72,6 +120,65 @@ class Rollbacks(Controller):
         """
         with self.turn() as turn:
             return self._back_to(turn, to, actor=actor, reason=reason)
+
+    def _guarded(self, turn: Turn, release_id: str, evidence: Evidence) -> Release:
+        """The release as it is by now: with a breach in the evidence it is taken back, and its verdicts are kept."""
+        release = self.ledger.release(release_id)
+        if release.phase in LIVE and (found := self.breach_of(release, evidence)) is not None:
+            turn.record(release, found.verdicts, step=str(release.step))
+            return self._take_back(turn, release, reason=found.reason)
+        return release
+
+    def _require_open(self, release: Release) -> None:
+        """Refuse to go on with a release that was taken back, aborted or rejected, and say why it was.
+
+        Raises:
+            NotPossible: it has ended.
+        """
+        if release.phase in TERMINAL:
+            ended = release.phase.replace("_", " ")
+            raise NotPossible(f"release {release.id} of version {release.version} is {ended}: {release.reason}")
+
+    def _end_ejected(self, turn: Turn) -> None:
+        """End what the gateway has ejected; also a champion whose promotion crossed its ejection on the way."""
+        out = self._ejection()
+        if out is None or out.release is None:
+            return
+        try:
+            release = self.ledger.release(out.release)
+        except NotFound:
+            return  # of another ledger
+        verdict = ejected(release, Evidence(gateway=None, ejection=out))
+        if verdict is None or release.phase not in LIVE | HELD:
+            return
+        turn.record(release, (verdict,), step=str(release.step or release.phase))
+        try:
+            self._take_back(turn, release, reason=verdict.reason)
+        except NotFound as nowhere:
+            log.warning("%s stays the champion: %s", release.version, nowhere)
+
+    def _ejection(self) -> Ejection | None:
+        """What the gateway wrote down. A file that nobody can read stops no way back; see ``_require_ejections``."""
+        try:
+            return read_ejection(self.settings.ejections, self.model)
+        except AirlockError as unreadable:
+            log.warning("%s", unreadable)
+            return None
+
+    def _require_ejections(self) -> None:
+        """Whoever puts a version on traffic has to know whether it was ejected.
+
+        Raises:
+            NotPossible, Unavailable: the file cannot be read.
+        """
+        read_ejection(self.settings.ejections, self.model)
+
+    def _take_back(self, turn: Turn, release: Release, *, reason: str, actor: str = CONTROLLER) -> Release:
+        """To the champion, or from a champion to the last good version."""
+        if release.phase in HELD and self._is_champion(release):
+            self._back_to(turn, None, actor=actor, reason=reason)
+            return self.ledger.release(release.id)
+        return self._end(turn, release, Event.ROLL_BACK, actor=actor, reason=reason)
 
     def _back_to(self, turn: Turn, to: str | None, *, actor: str, reason: str) -> Route:
         model = self.model

@@ -100,6 +100,7 @@ class Steering(Rollbacks):
     def _steer(
         self, turn: Turn, release: Release, event: Event, changes: Mapping[str, object], *, actor: str, reason: str
     ) -> Release:
+        self._require_open(release)
         next_phase(release.phase, event)  # before a route is made for it
         current = self.ledger.route(self.model)
         route = None

@@ -20,7 +20,7 @@ from airlock.core.guard_words import come
 from airlock.core.guards import judge, limits_of
 from airlock.core.release import Phase, PlannedStep, Release, planned
 from airlock.core.spec import ModelSpec, written
-from airlock.core.tally import GatewayStatus, LateEvidence, Tally
+from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Tally
 from airlock.core.verdict import Status, Verdict
 
 EJECTED = "gateway"
@@ -30,12 +30,14 @@ Action = Literal["wait", "advance", "hold", "roll_back", "wake"]
 
 
 class Evidence(BaseModel):
-    """What is known about a step. ``gateway`` is ``None`` while the gateway does not answer."""
+    """What is known about a step. ``gateway`` is ``None`` while the gateway does not answer; ``ejection`` is what it
+    wrote down last about whom it ejected, which outlives it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gateway: GatewayStatus | None
     late: LateEvidence | None = None
+    ejection: Ejection | None = None
 
 
 class Decision(BaseModel):
@@ -52,6 +54,32 @@ class Decision(BaseModel):
     verdicts: tuple[Verdict, ...] = ()
 
 
+def ejected(release: Release, evidence: Evidence) -> Verdict | None:
+    """The verdict that stands for an ejection by the gateway; ``None`` if it has not ejected this release."""
+    for ejection in (evidence.gateway.ejection if evidence.gateway is not None else None, evidence.ejection):
+        if ejection is not None and (ejection.release, ejection.version) == (release.id, release.version):
+            reason = f"the gateway ejected version {release.version}: {ejection.reason}"
+            return Verdict(name=EJECTED, status=Status.FAIL, reason=reason, n=ejection.requests)
+    return None
+
+
+def breach(spec: ModelSpec, release: Release, evidence: Evidence) -> Decision | None:
+    """What takes a release back wherever it stands and whatever else holds; ``None`` if nothing does.
+
+    An ejection by the gateway, or a guard that failed: not a deadline that has come, and not what is missing.
+    """
+    return _breach(_verdicts(spec, release, evidence))
+
+
+def _breach(verdicts: tuple[Verdict, ...]) -> Decision | None:
+    failed = [verdict for verdict in verdicts if verdict.status is Status.FAIL and not verdict.dry_run]
+    if not failed:
+        return None
+    # An ejection says what the gateway saw; the same limit, judged a moment later, would say it once more.
+    told = [verdict for verdict in failed if verdict.name == EJECTED] or failed
+    return Decision(action="roll_back", reason=_reasons(told), verdicts=verdicts)
+
+
 def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime) -> Decision:
     """Judge the step that a release stands in.
 
@@ -65,10 +93,8 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
     step = planned(spec, release.step or "")
     status = evidence.gateway
     verdicts = _verdicts(spec, release, evidence)
-    if failed := [verdict for verdict in verdicts if verdict.status is Status.FAIL and not verdict.dry_run]:
-        # An ejection says what the gateway saw; the same limit, judged a moment later, would say it once more.
-        told = [verdict for verdict in failed if verdict.name == EJECTED] or failed
-        return Decision(action="roll_back", reason=_reasons(told), verdicts=verdicts)
+    if (failed := _breach(verdicts)) is not None:
+        return failed
     if status is not None and status.generation > release.generation:
         return Decision(
             action="wake",
@@ -180,17 +206,14 @@ def evidence_digest(release: Release, verdicts: Iterable[Verdict]) -> str:
 def _verdicts(spec: ModelSpec, release: Release, evidence: Evidence) -> tuple[Verdict, ...]:
     status = evidence.gateway
     counters, champion = Counters(), None
-    ejected: tuple[Verdict, ...] = ()
     if status is not None and status.release == release.id:
         # What a version was asked in shadow is evidence about the same model: guards judge both roles together, as
         # the gateway does, and what was served on its own. How many answers a step needs is counted by role.
         counters = _counters(release, status)
         champion = status.total.get(status.champion, {}).get("served")
-    ejection = status.ejection if status is not None else None
-    if ejection is not None and (ejection.release, ejection.version) == (release.id, release.version):
-        reason = f"the gateway ejected version {release.version}: {ejection.reason}"
-        ejected = (Verdict(name=EJECTED, status=Status.FAIL, reason=reason, n=ejection.requests),)
-    return (*ejected, *judge(limits_of(spec), counters, champion=champion, late=evidence.late))
+    out = ejected(release, evidence)
+    judged = judge(limits_of(spec), counters, champion=champion, late=evidence.late)
+    return judged if out is None else (out, *judged)
 
 
 def _counters(release: Release, status: GatewayStatus) -> Counters:

@@ -109,8 +109,7 @@ class ApproveReleaseOperator(ReleaseOperator, ApprovalOperator):
             return self.execute_complete(context, {"reason": "the wait is over"})
 
     def _settle(self, context: Context, event: Mapping[str, Any]) -> Any:
-        release = self.control.ledger.release(self.release_id)
-        self.refuse_ended(release)
+        release, _ = self.look()
         if self._decided(release):
             return self._go_on(context, self.control.ballot(release.id))
         evidence = self.control.evidence(release.id)

@@ -12,12 +12,16 @@ from functools import cached_property
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from airflow.sdk import AssetAlias, BaseOperator, Context
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
 
 from airlock import assets, settings, specs
 from airlock.control import ReleaseControl
-from airlock.core.errors import AirlockError, Conflict, DataInvalid, Unavailable
+from airlock.control.release import UNSEEN
+from airlock.core.decide import Evidence
+from airlock.core.errors import AirlockError, Conflict, DataInvalid, NotFound, Unavailable
+from airlock.core.release import LIVE, Release
 from airlock.core.spec import ModelSpec
+from airlock.core.tally import GatewayStatus, LateEvidence
 from airlock.hooks.gateway import GatewayHook
 from airlock.hooks.ledger import LedgerHook
 from airlock.hooks.registry import RegistryHook
@@ -91,6 +95,34 @@ class ModelOperator(BaseOperator):
     def control(self) -> ReleaseControl:
         return ReleaseControl(self.model, self.settings, self.ledger_hook.get_conn(), aliases=self.registry_hook)
 
+    def gateway_status(self) -> GatewayStatus | None:
+        """What the gateway says about the model; ``None`` if it does not answer."""
+        try:
+            with self.gateway_hook.get_conn() as gateway:
+                return gateway.status(self.model)
+        except (Unavailable, NotFound) as error:
+            self.log.warning("No evidence from the gateway: %s", error)
+            return None
+
+    def guard_traffic(self, late: LateEvidence | None = None, of: str | None = None) -> Evidence:
+        """Take the model's release on its way back if the gateway has ejected it, or a guard has failed by now.
+
+        The first task that can run does it, whatever it is for and whichever run it is of: the release's own may be
+        waiting for a worker, for its next try, or for somebody who paused it.
+
+        ``late`` is what labels say ``of`` one release. Returns what was looked at.
+        """
+        if not self.control.ledger.releases(self.model, phases=LIVE):
+            return UNSEEN
+        # What the gateway wrote down comes first: it needs no gateway that answers.
+        ended, evidence = self.control.guard(UNSEEN), UNSEEN
+        if ended is None:
+            evidence = Evidence(gateway=self.gateway_status(), late=late)
+            ended = self.control.guard(evidence, of)
+        if ended is not None:
+            self.log.warning("Release %s of version %s is taken back: %s", ended.id, ended.version, ended.reason)
+        return evidence
+
     def announce_champion(self, context: Context, **extra: Any) -> None:
         """Tell of the champion through the task's outlets: an asset's event, or one of an alias.
 
@@ -152,6 +184,21 @@ def run_key(context: Context) -> str:
 def run_name(context: Context) -> str:
     """The DAG run as the ledger names it: ``<dag id>/<run id>``."""
     return f"{context['dag_run'].dag_id}/{context['run_id']}"
+
+
+def run_state(context: Context, release: Release) -> str | None:
+    """The state of the run that carries a release; ``None`` if Airflow has no such run.
+
+    Raises:
+        Unavailable: Airflow does not say.
+    """
+    dag_id, _, run_id = (release.run or "").partition("/")
+    try:
+        if not context["ti"].get_dr_count(dag_id, run_ids=[run_id]):
+            return None
+        return str(context["ti"].get_dagrun_state(dag_id, run_id))
+    except AirflowRuntimeError as error:
+        raise Unavailable(f"Airflow does not say how run {release.run} stands: {error}") from error
 
 
 def actor(context: Context) -> str:

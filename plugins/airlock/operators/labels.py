@@ -56,6 +56,7 @@ class JudgeLabelsOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         until = time_or_now(self.until, context)
+        self.guard_traffic()
         return {
             "until": until.isoformat(),
             "judged": [

@@ -7,16 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Context
-from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airlock import assets
 from airlock.control import records
 from airlock.control.reconcile import Repair, reconcile
-from airlock.core.errors import AirlockError, NotFound, Unavailable
-from airlock.core.release import Release
-from airlock.core.tally import GatewayStatus
+from airlock.core.errors import AirlockError, Unavailable
 from airlock.operators import receipts
-from airlock.operators.base import ModelOperator, refusals_are_final
+from airlock.operators.base import ModelOperator, refusals_are_final, run_state
 
 PATIENCE = timedelta(minutes=9)
 """How long a candidate may be without a release before its event counts as lost, and is sent once more."""
@@ -39,7 +36,7 @@ class ReconcileOperator(ModelOperator):
         now = datetime.now(UTC)
         self.confirm_announced()
         repairs = reconcile(
-            self.control, status=self._status, run_state=lambda release: _run_state(context, release), now=now
+            self.control, status=self.gateway_status, run_state=lambda release: run_state(context, release), now=now
         )
         told = [self._send(context, repair, now) for repair in repairs] + self._records()
         for repair in told:
@@ -53,13 +50,6 @@ class ReconcileOperator(ModelOperator):
         except AirlockError as error:
             return [Repair(kind="record", what=f"not written: {error}", done=False)]
         return [Repair(kind="record", what=f"written to {record.path}", done=True) for record in written]
-
-    def _status(self) -> GatewayStatus | None:
-        try:
-            with self.gateway_hook.get_conn() as gateway:
-                return gateway.status(self.model)
-        except (Unavailable, NotFound):
-            return None
 
     def _send(self, context: Context, repair: Repair, now: datetime) -> Repair:
         """The repair, done if it was about a candidate whose event goes out with this task.
@@ -100,18 +90,3 @@ class ReconcileOperator(ModelOperator):
         except Unavailable as error:
             self.log.warning("Whether candidate %s was announced is not known: %s", version, error)
             return True
-
-
-def _run_state(context: Context, release: Release) -> str | None:
-    """The state of the run that carries a release; ``None`` if Airflow has no such run.
-
-    Raises:
-        Unavailable: Airflow does not say.
-    """
-    dag_id, _, run_id = (release.run or "").partition("/")
-    try:
-        if not context["ti"].get_dr_count(dag_id, run_ids=[run_id]):
-            return None
-        return str(context["ti"].get_dagrun_state(dag_id, run_id))
-    except AirflowRuntimeError as error:
-        raise Unavailable(f"Airflow does not say how run {release.run} stands: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -12,14 +13,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from airlock.core.errors import GateRefused, NotFound, NotYet
+from airlock.core.decide import Evidence
+from airlock.core.errors import AirlockError, Conflict, GateRefused, NotFound, NotYet
 from airlock.core.refs import VersionRef
-from airlock.core.release import HELD, TERMINAL, WAITING, Phase, Release
+from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Phase, Release
 from airlock.core.spec import ModelSpec
+from airlock.core.tally import LateEvidence
 from airlock.core.verdict import Verdict
 from airlock.operators.base import ModelOperator, actor, refusals_are_final, run_key, run_name, triggering_extra
 from airlock.operators.links import GatewayLink, MlflowRunLink
-from airlock.triggers.ledger import LedgerTrigger, facts
+from airlock.triggers.release import ReleaseStepTrigger
 
 if TYPE_CHECKING:
     from airlock.steps.registry import Registry
@@ -45,6 +48,7 @@ class PackageBentoOperator(ModelOperator):
 
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
+        self.guard_traffic()
         # Airflow clears a setup with any task after it: what this run has opened stands, wherever it is by now.
         release = self._opened(context) or self._open(context)
         self._supersede(release)
@@ -151,6 +155,49 @@ class ReleaseOperator(ModelOperator):
     def link_gateway(self) -> None:
         self.links[GatewayLink().name] = self.settings.gateway_url
 
+    def look(self) -> tuple[Release, Evidence]:
+        """The release, and what is known of its traffic by now: what every task of a release begins with.
+
+        One that was ejected, or whose guards have failed, is taken back here and now, whatever the task is for.
+
+        Raises:
+            AirflowFailException: the release has ended, here or before.
+        """
+        release = self.control.ledger.release(self.release_id)
+        if release.phase in LIVE:
+            evidence = self.guard_traffic(self._late(release), of=release.id)
+        else:
+            evidence = self.guard_traffic()
+        release = self.control.ledger.release(release.id)
+        self.refuse_ended(release)
+        return release, evidence
+
+    def _late(self, release: Release) -> LateEvidence | None:
+        """What labels and outcomes say by now; missing, if they cannot be read."""
+        if not self.spec.late_guards:
+            return None
+        from airlock.steps import evidence
+
+        ledger = self.control.ledger
+        try:
+            return evidence.late_evidence(
+                self.spec, self.settings, ledger, release, release.champion, until=datetime.now(UTC)
+            )
+        except Conflict as busy:
+            self.log.warning("No evidence from labels: %s", busy)
+            return None
+
+    def watch(self, release: Release, *, guards_only: bool, interval: float = 1.0) -> ReleaseStepTrigger:
+        """Wakes the task up when a guard fails, the ledger moves on from ``release``, or its step has been decided."""
+        return ReleaseStepTrigger(
+            spec=self.spec.model_dump(mode="json"),
+            release=release.model_dump(mode="json"),
+            gateway_url=self.settings.gateway_url,
+            ledger_conn_id=self.ledger_conn_id,
+            guards_only=guards_only,
+            interval=interval,
+        )
+
     def refuse_ended(self, release: Release) -> None:
         """Fail without a retry when the release was taken back, rejected or aborted, by whomever."""
         if release.phase in TERMINAL - {Phase.COMPLETED}:
@@ -163,11 +210,10 @@ class ReleaseOperator(ModelOperator):
 class EndReleaseOperator(ReleaseOperator):
     """Ends a rollout that went well. While somebody has paused the release it waits, without a worker."""
 
-    def wait_while_paused(self, paused: NotYet, seen: Mapping[str, Any]) -> NoReturn:
-        """Pause the task until the ledger says something else than it did before (``seen``)."""
+    def wait_while_paused(self, paused: NotYet, release: Release) -> NoReturn:
+        """Pause the task until a guard fails or the ledger has moved on from ``release``."""
         self.log.info("%s", paused)
-        trigger = LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=self.release_id, seen=seen)
-        self.defer(trigger=trigger, method_name="resume")
+        self.defer(trigger=self.watch(release, guards_only=True), method_name="resume")
 
     def resume(self, context: Context, event: Mapping[str, Any]) -> Any:
         """Look again: the ledger says whether it was resumed, aborted or taken back."""
@@ -184,12 +230,11 @@ class PromoteOperator(EndReleaseOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:
         self.link_gateway()
-        self.refuse_ended(self.control.ledger.release(self.release_id))
-        seen = facts(self.control.ledger, self.release_id, ("release",))
+        release, evidence = self.look()
         try:
-            promoted = self.control.promote(self.release_id)
+            promoted = self.control.promote(release.id, evidence)
         except NotYet as paused:
-            self.wait_while_paused(paused, seen)
+            self.wait_while_paused(paused, release)
         self.announce_champion(context)
         self.log.info("Version %s is the champion: %s", promoted.version, promoted.phase)
         return promoted.model_dump(mode="json")
@@ -201,12 +246,11 @@ class CompleteReleaseOperator(EndReleaseOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
         self.link_gateway()
-        self.refuse_ended(self.control.ledger.release(self.release_id))
-        seen = facts(self.control.ledger, self.release_id, ("release",))
+        release, evidence = self.look()
         try:
-            completed = self.control.complete(self.release_id)
+            completed = self.control.complete(release.id, evidence)
         except NotYet as paused:
-            self.wait_while_paused(paused, seen)
+            self.wait_while_paused(paused, release)
         self.log.info("Release %s is %s: %s", completed.id, completed.phase, completed.reason)
         return completed.model_dump(mode="json")
 
@@ -217,6 +261,10 @@ class RestoreTrafficOperator(ReleaseOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any]:  # noqa: ARG002
         self.link_gateway()
+        try:
+            self.guard_traffic()  # for the reason: what it was taken back for says more than that its run ended
+        except AirlockError as error:
+            self.log.warning("%s", error)
         restored = self.control.restore(self.release_id)
         self.log.info("Release %s is %s: %s", restored.id, restored.phase, restored.reason)
         return restored.model_dump(mode="json")

@@ -49,6 +49,7 @@ class SteerReleaseOperator(ModelOperator):
         release = self.control.current(self.model)
         if release is None:
             raise NotFound(f"{self.model} has no release on its way that could {self.action}")
+        self.guard_traffic()
         steered = self._steer(release, actor(context))
         self.log.info("Release %s: %s: it is %s", steered.id, self.action, steered.phase)
         return steered.model_dump(mode="json")

@@ -9,17 +9,20 @@ from typing import Any, NoReturn
 from airflow.sdk import Context, SkipMixin
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
 
+from airlock.control.reconcile import orphaned
 from airlock.core.decide import Evidence, decide
-from airlock.core.errors import Conflict, NotFound, NotYet, Unavailable
-from airlock.core.release import HELD, Phase, Release, plan, planned
-from airlock.core.tally import GatewayStatus, LateEvidence
-from airlock.operators.base import refusals_are_final, triggering_extra
+from airlock.core.errors import AirlockError, NotYet
+from airlock.core.release import HELD, LIVE, Phase, Release, plan, planned
+from airlock.core.tally import GatewayStatus
+from airlock.operators.base import refusals_are_final, run_state, triggering_extra
 from airlock.operators.release import ReleaseOperator
-from airlock.triggers.ledger import LedgerTrigger, facts
-from airlock.triggers.release import ReleaseStepTrigger, breached
+from airlock.triggers.ledger import facts
+from airlock.triggers.way import ClearWayTrigger
 
 _FOR_LABELS = timedelta(minutes=15)
 _SLACK = timedelta(minutes=1)
+_FOR_THE_WAY = timedelta(minutes=1)
+"""How long a release in the way is waited for before the task looks whether its run still carries it."""
 _SOON_S, _SELDOM_S = 1.0, 30.0
 
 
@@ -49,22 +52,16 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any] | None:
         self.link_gateway()
-        release = self.control.ledger.release(self.release_id)
-        self.refuse_ended(release)
+        release, evidence = self.look()
         if self._passed(release):
             self.log.info("Release %s has passed %s: it is %s", release.id, self.step, release.step or release.phase)
             return None
         if self.step == "warm_up" and self.control.ledger.champion(self.model) is None:
             self._without_champion(context)
             return None
-        seen = facts(self.control.ledger, release.id, ("release", "in_the_way"))
-        try:
-            entered = self.control.enter(self.release_id, self.step)
-        except NotYet as other:
-            self._wait_for_the_way(other, seen)
-        if entered.step != self.step:
+        if (entered := self._enter(context, evidence)).step != self.step:
             self.log.info("Paused in %s: %s", entered.step, entered.reason)
-            self._wait(self._status())
+            self._wait(evidence.gateway)
         return self._settle(context)
 
     @refusals_are_final
@@ -94,20 +91,46 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         self.log.info("%s has no champion: the version goes straight to promotion", self.model)
         self._skip_steps(context, lambda _: True)
 
-    def _wait_for_the_way(self, other: NotYet, seen: Mapping[str, Any]) -> NoReturn:
-        """Wait until no other release has traffic. ``seen``: the facts from before, so that no change is missed."""
-        self.log.info("Waiting: %s", other)
-        self.defer(
-            trigger=LedgerTrigger(ledger_conn_id=self.ledger_conn_id, release=self.release_id, seen=seen),
-            method_name="resume",
-            timeout=self.spec.rollout.deadline + _SLACK,
-        )
+    def _enter(self, context: Context, evidence: Evidence) -> Release:
+        """Put the step's traffic into effect, or wait until no other release has traffic."""
+        while True:
+            # The facts from before: a change in between wakes the task up.
+            seen = facts(self.control.ledger, self.release_id, ("release", "in_the_way"))
+            try:
+                return self.control.enter(self.release_id, self.step, evidence)
+            except NotYet as other:
+                if self._cleared(context):
+                    continue
+                self.log.info("Waiting: %s", other)
+            trigger = ClearWayTrigger(
+                model=self.model,
+                gateway_url=self.settings.gateway_url,
+                ledger_conn_id=self.ledger_conn_id,
+                release=self.release_id,
+                seen=seen,
+            )
+            self.defer(trigger=trigger, method_name="resume", timeout=_FOR_THE_WAY)
+
+    def _cleared(self, context: Context) -> bool:
+        """Whether what was in the way has been ended here: a release that nobody carries on any more."""
+        for other in self.control.ledger.releases(self.model, phases=LIVE):
+            if other.id == self.release_id:
+                continue
+            try:
+                why = orphaned(other, run_state(context, other))
+            except AirlockError as nobody_knows:
+                self.log.warning("%s", nobody_knows)
+                continue
+            if why is not None:
+                self.control.restore(other.id, reason=why)
+                return True
+        return False
 
     def _settle(self, context: Context) -> dict[str, Any]:
-        status, late = self._status(), self._late()
-        decision = self.control.observe(self.release_id, status, late)
+        release = self.control.ledger.release(self.release_id)
+        status, late = self.gateway_status(), self._late(release)
+        decision = self.control.observe(release.id, status, late)
         if decision.action == "roll_back":
-            self.control.roll_back(self.release_id, reason=decision.reason)
             raise AirflowFailException(f"{self.model}: rolled back in {self.step}: {decision.reason}")
         if decision.action != "advance":
             self.log.info("%s: %s", decision.action.capitalize(), decision.reason)
@@ -117,30 +140,6 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
             self._skip_steps(context, lambda step: step == "shadow")
         return decision.model_dump(mode="json")
 
-    def _status(self) -> GatewayStatus | None:
-        try:
-            with self.gateway_hook.get_conn() as gateway:
-                return gateway.status(self.model)
-        except (Unavailable, NotFound) as error:
-            self.log.warning("No evidence from the gateway: %s", error)
-            return None
-
-    def _late(self) -> LateEvidence | None:
-        """What labels and outcomes say by now; missing, if they cannot be read."""
-        if not self.spec.late_guards:
-            return None
-        from airlock.steps import evidence
-
-        ledger = self.control.ledger
-        release = ledger.release(self.release_id)
-        try:
-            return evidence.late_evidence(
-                self.spec, self.settings, ledger, release, release.champion, until=datetime.now(UTC)
-            )
-        except Conflict as busy:
-            self.log.warning("No evidence from labels: %s", busy)
-            return None
-
     def _wait(self, status: GatewayStatus | None) -> NoReturn:
         release = self.control.ledger.release(self.release_id)
         self.refuse_ended(release)
@@ -148,11 +147,8 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         decisive = decide(self.spec, release, Evidence(gateway=status), datetime.now(UTC)).action != "wait"
         most = planned(self.spec, self.step).deadline + release.extended + _SLACK
         self.defer(
-            trigger=ReleaseStepTrigger(
-                spec=self.spec.model_dump(mode="json"),
-                release=release.model_dump(mode="json"),
-                gateway_url=self.settings.gateway_url,
-                ledger_conn_id=self.ledger_conn_id,
+            trigger=self.watch(
+                release,
                 guards_only=self.guards_only,
                 interval=_SELDOM_S if decisive and not self.guards_only else _SOON_S,
             ),
@@ -178,15 +174,8 @@ class WatchTrafficOperator(ReleaseStepOperator):
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any] | None:  # noqa: ARG002
         self.link_gateway()
-        release = self.control.ledger.release(self.release_id)
-        self.refuse_ended(release)
+        release, evidence = self.look()
         if release.phase in HELD or self.control.ballot(release.id).approved:
             self.log.info("Release %s is approved", release.id)
             return None
-        status = self._status()
-        evidence = Evidence(gateway=status, late=self._late())
-        if breached(decide(self.spec, release, evidence, datetime.now(UTC))):
-            decision = self.control.observe(release.id, status, evidence.late)
-            self.control.roll_back(release.id, reason=decision.reason)
-            raise AirflowFailException(f"{self.model}: rolled back while people were asked: {decision.reason}")
-        self._wait(status)
+        self._wait(evidence.gateway)

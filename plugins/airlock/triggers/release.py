@@ -10,18 +10,11 @@ from typing import Any
 import httpx
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airlock.core.decide import Decision, Evidence, decide
+from airlock.core.decide import Evidence, breach, decide
 from airlock.core.release import Release
 from airlock.core.spec import ModelSpec
-from airlock.core.verdict import Status
 from airlock.triggers.gateway import gateway_status
 from airlock.triggers.ledger import LedgerWatch
-
-
-def breached(decision: Decision) -> bool:
-    """Whether a guard has failed: not merely a deadline that has come."""
-    failed = any(verdict.status is Status.FAIL and not verdict.dry_run for verdict in decision.verdicts)
-    return failed and decision.action == "roll_back"
 
 
 class ReleaseStepTrigger(BaseTrigger):
@@ -88,6 +81,10 @@ class ReleaseStepTrigger(BaseTrigger):
         if await watch.moved():
             return {"action": "wake", "reason": "the ledger has moved on"}
         evidence = Evidence(gateway=await gateway_status(client, spec.model))
-        decision = decide(spec, release, evidence, datetime.now(UTC))
-        fires = breached(decision) if self.guards_only else decision.action != "wait"
-        return {"action": decision.action, "reason": decision.reason} if fires else None
+        if self.guards_only:
+            decision = breach(spec, release, evidence)
+        else:
+            decision = decide(spec, release, evidence, datetime.now(UTC))
+        if decision is None or decision.action == "wait":
+            return None
+        return {"action": decision.action, "reason": decision.reason}
