@@ -23,7 +23,7 @@ from airlock.operators.release import (
     RestoreTrafficOperator,
 )
 from airlock.operators.rollback import RollbackOperator
-from airlock.triggers.ledger import LedgerTrigger
+from airlock.triggers.release import ReleaseStepTrigger
 from tests.support.operator_world import FINITE, GATE, HELD, Versions, opened, promoted, shares, waiting
 
 Make = Callable[..., dict[str, Any]]
@@ -254,7 +254,8 @@ class TestPromoteAndBack:
         with pytest.raises(TaskDeferred) as waits:
             promote.execute(make_context())  # type: ignore[arg-type]
         assert (waits.value.method_name, waits.value.timeout) == ("resume", None)
-        assert isinstance(waits.value.trigger, LedgerTrigger)
+        assert isinstance(waits.value.trigger, ReleaseStepTrigger)
+        assert waits.value.trigger.guards_only, "its traffic is watched meanwhile"
         control.abort(release.id, actor="ada", reason="not today")
         with pytest.raises(AirflowFailException, match="not today"):
             promote.resume(make_context(), {"reason": "the ledger moved"})  # type: ignore[arg-type]

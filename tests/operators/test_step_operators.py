@@ -177,7 +177,7 @@ class TestLabels:
     ) -> None:
         control.enter(release.id, "warm_up")
         gateway.requests = 500
-        with pytest.raises(AirflowFailException, match="rolled back in canary_5"):
+        with pytest.raises(AirflowFailException, match="version 2 is rolled back: on 500 labelled answers"):
             step_of(release, "canary_5").execute(make_context())  # type: ignore[arg-type]
         assert looked == [("2", "1")]
 
@@ -316,7 +316,7 @@ class TestWatching:
         self, asked: Release, gateway: Gateway, make_context: Make, home: Path, ledger: Ledger
     ) -> None:
         gateway.errors = 400
-        with pytest.raises(AirflowFailException, match="rolled back while people were asked"):
+        with pytest.raises(AirflowFailException, match="is rolled back: the candidate failed 800 of 1000"):
             self.watch(asked).resume(make_context(), {"action": "roll_back"})  # type: ignore[arg-type]
         assert shares(home) == {"1": 100}
         assert ledger.release(asked.id).phase is Phase.ROLLED_BACK
