@@ -103,18 +103,27 @@ def test_one_column_of_three_is_within_the_share(house: House) -> None:
     assert (verdict.status, verdict.estimate) == (Status.PASS, pytest.approx(1 / 3))
 
 
-@pytest.mark.parametrize("method", ["ks", "wasserstein", "jensenshannon"])
-def test_every_method_tells_calm_from_change(house: House, method: str) -> None:
-    threshold = {"ks": 0.001, "wasserstein": 0.2, "jensenshannon": 0.2}[method]
-    policy = {"min_rows": 100, "columns": ["age", "price", "shop"], "method": method, "threshold": threshold}
+@pytest.mark.parametrize("method", ["psi", "ks", "wasserstein", "jensenshannon"])
+def test_every_method_tells_calm_from_change_by_its_own_bound(house: House, method: str) -> None:
+    policy = {"min_rows": 100, "columns": ["age", "price", "shop"], "method": method}
     spec = toy_spec(monitoring={"drift": policy})
     house.serve()
-    assert house.report("calm", spec)[0].status is Status.PASS
+    calm, _ = house.report("calm", spec)
+    assert (calm.status, calm.estimate) == (Status.PASS, 0), calm.reason
+    assert "0 of 3 inputs drifted" in calm.reason
+    assert "which would take 1 more" in calm.reason
+    assert "; nearest to it" in calm.reason
     for file in house.settings.predictions.rglob("*.parquet"):
         file.unlink()
     house.serve(age=70.0 + np.arange(7 * 96) % 10, price=50.0 + np.arange(7 * 96) % 7, shop="west")
     verdict, _ = house.report("changed", spec)
     assert (verdict.status, verdict.estimate) == (Status.FAIL, 1)
+    assert "which is 3 more than the 0 that may" in verdict.reason
+    for name, column in verdict.details["columns"].items():
+        if name != "prediction":
+            smaller = column["score"] < calm.details["columns"][name]["score"]
+            assert smaller is (method == "ks"), "a p-value shrinks with drift, a distance grows"
+            assert name in verdict.reason
 
 
 def test_what_cannot_be_measured_is_inconclusive(house: House) -> None:
@@ -141,3 +150,36 @@ def test_without_champion_or_time_zone_it_is_refused(house: House, monkeypatch: 
     monkeypatch.setattr("airlock.ledger.Ledger.champion", lambda self, model: None)
     with pytest.raises(NotFound, match="release a version first"):
         house.report("nobody")
+
+
+@pytest.mark.parametrize("method", ["psi", "jensenshannon", "wasserstein", "ks"])
+@pytest.mark.parametrize("moved", [0.0, 1.0])
+def test_each_kind_of_column_is_measured_in_the_right_direction(method: str, moved: float, tmp_path: Path) -> None:
+    """1,000 rows against 2,000, by Evidently: moved by a standard deviation, or not."""
+    rng = np.random.default_rng(4)
+
+    def rows(size: int, by: float) -> pd.DataFrame:
+        shops = rng.choice(["north", "south", "east"], size, p=[0.6 - by * 0.4, 0.2, 0.2 + by * 0.4])
+        return pd.DataFrame({"age": rng.normal(by, 1, size), "shop": shops})
+
+    spec = toy_spec(monitoring={"drift": {"method": method, "columns": ["age", "shop"]}})
+    found = drift._scores(spec, rows(2000, 0), rows(1000, moved), ["age", "shop"], tmp_path / "report.html")
+    assert {name: column["drifted"] for name, column in found.items()} == {"age": moved > 0, "shop": moved > 0}
+    verdict = drift._decide(spec, ["age", "shop"], {**found, "prediction": {}}, 1000, "a to b", {})
+    assert verdict.status is (Status.FAIL if moved else Status.PASS)
+
+
+def test_how_far_beyond_the_bound_is_said() -> None:
+    spec = toy_spec(monitoring={"drift": {"columns": ["age", "price", "shop"], "share": 0.3}})
+    scores = {"age": 0.32, "price": 0.15, "shop": 0.9}
+    found = {name: {"score": score, "drifted": score >= 0.2} for name, score in scores.items()} | {"prediction": {}}
+    verdict = drift._decide(spec, list(scores), found, 700, "Monday to Sunday", {})
+    assert verdict.status is Status.FAIL
+    assert verdict.reason == (
+        "2 of 3 inputs drifted by psi in 700 answers from Monday to Sunday; more than 30% count as drift, which is 2 "
+        "more than the 0 that may: shop 0.9, 0.7 above 0.2; age 0.32, 0.12 above 0.2"
+    )
+    calm = {name: {**column, "drifted": False, "score": 0.15} for name, column in found.items() if column}
+    quiet = drift._decide(spec, list(scores), calm | {"prediction": {}}, 700, "Monday to Sunday", {})
+    assert quiet.passed
+    assert quiet.reason.endswith("which would take 1 more; nearest to it age 0.15, 0.05 below 0.2")

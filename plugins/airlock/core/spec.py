@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from airlock.core.drift_policy import Drift
 from airlock.core.gate_policies import (
     CalibrationGate,
     ComparisonGate,
@@ -247,21 +248,6 @@ class Features(Policy):
     service: str
     entities: tuple[str, ...]
     request: dict[str, ShortInput]
-
-
-class Drift(Policy):
-    """How drift is measured: one method and one threshold for every column, and how many may drift.
-
-    ``share`` is the share of the watched columns above which the data counts as drifted.
-    ``reference`` and ``current`` are the lengths of the two windows.
-    """
-
-    method: Literal["psi", "jensenshannon", "wasserstein", "ks"] = "psi"
-    threshold: Positive = 0.2
-    share: Annotated[float, Field(gt=0, le=1)] = 0.3
-    columns: tuple[str, ...] = Field((), description="the inputs to watch; empty: all of them")
-    min_rows: Annotated[int, Field(ge=2)] = 500
-    current: Duration = timedelta(days=7)
 
 
 class Monitoring(Policy):

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from airlock import prediction_log
+from airlock.core.drift_policy import Measure
 from airlock.core.errors import DataInvalid, NotFound, Unavailable
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.stats import metric_interval
@@ -29,12 +30,6 @@ REPORT = "report.html"
 VERDICT = "verdict.json"
 _PREDICTION = "prediction"
 _ROWS = 10_000
-_FOR_CATEGORIES = {"wasserstein": "jensenshannon", "ks": "chisquare"}
-"""Methods that need an order of the values, and what stands in for them on strings, on the same scale."""
-
-_P_VALUES = {"ks"}
-"""Methods whose score is a p-value: small is drift."""
-
 _INCOMPARABLE = 1e6
 """The distance of two constants that differ; infinity does not survive JSON."""
 
@@ -88,7 +83,9 @@ def drift_report(spec: ModelSpec, settings: Settings, *, until: datetime, run_ke
         }
         if verdict.estimate is not None:
             metrics["drifted_share"] = verdict.estimate
-        params = spec.monitoring.drift.model_dump(mode="json", exclude={"columns"})
+        policy = spec.monitoring.drift
+        params = policy.model_dump(mode="json", exclude={"columns"}, exclude_none=True)
+        params |= {"bound_of_numbers": policy.numbers.bound, "bound_of_strings": policy.strings.bound}
         tracking.log_values(client, run_id, metrics=metrics, params=params, tags={"airlock.drift": verdict.status})
         client.log_artifacts(run_id, str(folder), "drift")
         client.set_terminated(run_id, "FINISHED")
@@ -132,7 +129,8 @@ def _measure(spec: ModelSpec, settings: Settings, champion: VersionRecord, until
     window = f"{since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M}"
     base: dict[str, Any] = {
         "method": policy.method,
-        "threshold": policy.threshold,
+        "threshold": policy.numbers.bound,
+        "p_value": policy.numbers.p_value,
         "since": since.isoformat(),
         "until": until.isoformat(),
         "champion": champion.version,
@@ -153,17 +151,21 @@ def _decide(
     spec: ModelSpec, watched: list[str], found: dict[str, dict[str, Any]], rows: int, window: str, base: dict[str, Any]
 ) -> Verdict:
     policy = spec.monitoring.drift
-    sign = 1 if policy.method in _P_VALUES else -1
-    drifted = sorted((name for name in watched if found[name]["drifted"]), key=lambda name: sign * found[name]["score"])
-    unknown = [name for name in watched if found[name]["score"] is None]
+    measured = {name: _measure_of(spec, name) for name in watched if found[name]["score"] is not None}
+    nearest = sorted(measured, key=lambda name: -measured[name].nearness(found[name]["score"]))
+    drifted = [name for name in nearest if found[name]["drifted"]]
+    unknown = [name for name in watched if name not in measured]
     share, most = len(drifted) / len(watched), (len(drifted) + len(unknown)) / len(watched)
     status = Status.FAIL if share > policy.share else Status.INCONCLUSIVE if most > policy.share else Status.PASS
-    named = ", ".join(f"{name} {found[name]['score']:.2g}" for name in drifted[:5])
     reason = (
-        f"{len(drifted)} of {len(watched)} inputs drifted ({policy.method}, threshold {policy.threshold:g}) in {rows} "
-        f"answers from {window}; more than {policy.share:.0%} count as drift"
+        f"{len(drifted)} of {len(watched)} inputs drifted by {policy.method} in {rows} answers from {window}; more "
+        f"than {policy.share:.0%} count as drift, {_beyond(len(drifted), len(watched), policy.share)}"
     )
-    reason += f": {named}" if named else ""
+    if drifted:
+        told = (f"{name} {_in_words(measured[name], found[name]['score'])}" for name in drifted[:5])
+        reason += f": {'; '.join(told)}"
+    if status is not Status.FAIL and (calm := [name for name in nearest if name not in drifted]):
+        reason += f"; nearest to it {calm[0]} {_in_words(measured[calm[0]], found[calm[0]]['score'])}"
     if unknown:
         reason += f"; {len(unknown)} could not be measured: {', '.join(unknown[:5])}"
     return Verdict(
@@ -176,6 +178,23 @@ def _decide(
         n=rows,
         details={**base, "columns": found, "prediction": found[_PREDICTION]},
     )
+
+
+def _measure_of(spec: ModelSpec, name: str) -> Measure:
+    policy = spec.monitoring.drift
+    return policy.strings if name in spec.inputs and spec.inputs[name].type == "string" else policy.numbers
+
+
+def _in_words(measure: Measure, score: float) -> str:
+    return "is another constant" if score == _INCOMPARABLE else measure.in_words(score)
+
+
+def _beyond(drifted: int, watched: int, share: float) -> str:
+    """By how many inputs the trigger was passed or missed."""
+    allowed = max(count for count in range(watched + 1) if count / watched <= share)
+    if drifted > allowed:
+        return f"which is {drifted - allowed} more than the {allowed} that may"
+    return f"which would take {allowed + 1 - drifted} more"
 
 
 def _reference(spec: ModelSpec, settings: Settings, champion: VersionRecord) -> pd.DataFrame:
@@ -226,7 +245,10 @@ def _scores(
     measured = []
     for name in columns:
         before, now = (_present(frame[name], name in strings) for frame in (reference, current))
+        measure = _measure_of(spec, name)
         found[name] = {
+            "method": measure.method,
+            "threshold": measure.bound,
             "score": None,
             "drifted": False,
             "missing_reference": 1 - len(before) / len(reference),
@@ -237,15 +259,14 @@ def _scores(
         if before.nunique() == 1 and now.nunique() == 1:
             # A constant has no distribution to compare; two constants are the same or they are not.
             same = before.iloc[0] == now.iloc[0]
-            alike, apart = (1.0, 0.0) if policy.method in _P_VALUES else (0.0, _INCOMPARABLE)
+            alike, apart = (1.0, 0.0) if measure.p_value else (0.0, _INCOMPARABLE)
             found[name] |= {"score": alike if same else apart, "drifted": not same}
             continue
         measured.append(name)
     if measured:
         for name, score in _evidently(spec, reference, current, measured, strings, report).items():
             if math.isfinite(score):
-                drifted = score < policy.threshold if policy.method in _P_VALUES else score >= policy.threshold
-                found[name] |= {"score": score, "drifted": drifted}
+                found[name] |= {"score": score, "drifted": _measure_of(spec, name).drifted(score)}
     else:
         _write(report, _empty_page(spec.model, "no column has enough values to be measured"))
     return found
@@ -267,10 +288,10 @@ def _evidently(
     preset = DataDriftPreset(
         columns=columns,
         drift_share=policy.share,
-        num_method=policy.method,
-        cat_method=_FOR_CATEGORIES.get(policy.method, policy.method),
-        num_threshold=policy.threshold,
-        cat_threshold=policy.threshold,
+        num_method=policy.numbers.method,
+        cat_method=policy.strings.method,
+        num_threshold=policy.numbers.bound,
+        cat_threshold=policy.strings.bound,
     )
     sets = (Dataset.from_pandas(frame[columns], data_definition=definition) for frame in (current, reference))
     with np.errstate(all="ignore"):
