@@ -178,11 +178,12 @@ def test_entries_are_numbered_as_they_were_counted(settings: Settings, monkeypat
 def test_files_of_older_gateways_stay_readable(settings: Settings) -> None:
     write(settings, answered(origin(["a"], [EVENT])))
     (path,) = (settings.predictions / "late").glob("*/*.parquet")
-    older = pd.read_parquet(path, columns=[name for name in COLUMNS if name not in ("sequence", "counted_at", "step")])
+    newer = ["sequence", "counted_at", "step", "timed_out"]
+    older = pd.read_parquet(path, columns=[name for name in COLUMNS if name not in newer])
     older.to_parquet(path, index=False)
-    frame = read(settings, "late", columns=["key", "sequence", "counted_at", "step"])
+    frame = read(settings, "late", columns=["key", *newer])
     assert list(frame["key"]) == ["a"]
-    assert frame[["sequence", "counted_at", "step"]].isna().all(axis=None)
+    assert frame[newer].isna().all(axis=None)
     write(settings, answered(origin(["b"], [EVENT])))
     mixed = read(settings, "late", columns=["key", "sequence"])
     assert dict(zip(mixed["key"], mixed["sequence"].fillna(0), strict=True)) == {"a": 0, "b": 1}

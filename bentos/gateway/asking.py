@@ -121,7 +121,7 @@ class Asker:
         if role == SERVED:
             outcome = "timeout" if late else "error"
             self._metrics.requests[effect.route.model, version.name, effect.variant(version), outcome] += 1
-        self.record(asked, version, role, None, str(failure), latency)
+        self.record(asked, version, role, None, str(failure), latency, timed_out=late)
         self.look(asked.served, version)
 
     def record(
@@ -134,6 +134,7 @@ class Asker:
         latency: float | None,
         *,
         fallback: Means | None = None,
+        timed_out: bool = False,
     ) -> None:
         effect = asked.effect
         manifest = (version or effect.champion).manifest
@@ -144,8 +145,8 @@ class Asker:
             decided, probabilities = [float(p >= bound) for p in answers], answers
         name, variant = (version.name, effect.variant(version)) if version else (None, None)
         step = asked.served.step_of(effect)
-        entry = Entry(asked.origin, name, variant, role, fallback, error, decided, probabilities, latency, step)
-        self._log.add(effect.route.model, entry)
+        facts = (asked.origin, name, variant, role, fallback, error, decided, probabilities, latency, step, timed_out)
+        self._log.add(effect.route.model, Entry(*facts))
 
     def look(self, served: Served, version: Version) -> None:
         ejection = served.must_go(version.name)

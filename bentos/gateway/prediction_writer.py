@@ -48,6 +48,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "sequence": pa.int64(),
     "counted_at": pa.timestamp("us", tz="UTC"),
     "step": pa.string(),
+    "timed_out": pa.bool_(),
 }
 _INPUT_TYPES = {"float": pa.float64(), "int": pa.int64(), "string": pa.string()}
 
@@ -75,7 +76,8 @@ class Entry(NamedTuple):
     """One answer to one request: a version's, or what stood in for it (``airlock.prediction_log`` names the columns).
 
     Without ``predictions`` the version failed for ``error``. ``latency_ms`` is how long the version took, if one was
-    asked. ``step`` is the rollout step in whose counters it was counted, if in any.
+    asked. ``step`` is the rollout step in whose counters it was counted, if in any, and
+    ``timed_out`` tells one kind of failure from the others.
     """
 
     origin: Origin
@@ -88,6 +90,7 @@ class Entry(NamedTuple):
     probabilities: Sequence[float] | None
     latency_ms: float | None
     step: str | None = None
+    timed_out: bool = False
 
 
 class Counted(NamedTuple):
@@ -212,6 +215,7 @@ def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Counted]) -> 
                     sequence,
                     counted_us,
                     entry.step,
+                    entry.timed_out,
                 )
             )
         values.extend(origin.rows)

@@ -14,8 +14,8 @@ row that a version was asked, or that something else answered because no version
 - ``error``, ``prediction``, ``probability``, ``latency_ms``, ``day``, and the inputs as used, ``x_<name>``;
 - ``sequence``: the entry's place among those of the model that one gateway process counted, from 1, the same for all
   rows of a request; a gap is an entry that was lost. ``counted_at`` is when it was counted, which for shadow scoring is
-  later than the request, and ``step`` the rollout step in whose counters, null where in none's. All three are null in
-  files of gateways that did not write them yet.
+  later than the request, and ``step`` the rollout step in whose counters, null where in none's. ``timed_out`` tells
+  time-outs from other failures. All four are null in files of gateways that did not write them yet.
 
 A version that failed left its ``error`` and no prediction; who stood in for it is another row of the same
 ``request_id``. What a version was chosen for and answered itself is ``role = 'served' AND fallback IS NULL``.
@@ -38,9 +38,14 @@ if TYPE_CHECKING:
 COLUMNS = (
     *("at", "event_time", "key", "request_id", "row", "generation", "release", "pin", "routing_key"),
     *("version", "variant", "role", "fallback", "error", "prediction", "probability", "latency_ms"),
-    *("sequence", "counted_at", "step"),
+    *("sequence", "counted_at", "step", "timed_out"),
 )
-_NEWER = {"sequence": "BIGINT", "counted_at": "TIMESTAMP WITH TIME ZONE", "step": "VARCHAR"}
+_NEWER = {
+    "sequence": "BIGINT",
+    "counted_at": "TIMESTAMP WITH TIME ZONE",
+    "step": "VARCHAR",
+    "timed_out": "BOOLEAN",
+}
 """Columns that files of older gateways lack."""
 WHEN = 'coalesce(event_time, "at")'
 """The time that a row counts for, in SQL: the event's own where the request named it."""
@@ -100,6 +105,24 @@ def count(
     sql = f"SELECT version, role, count(*) FROM log WHERE {where} AND version IS NOT NULL GROUP BY ALL"  # noqa: S608
     with _open(source) as connection:
         return {(version, role): rows for version, role, rows in connection.execute(sql, values).fetchall()}
+
+
+def gaps(settings: Settings, model: str, since: datetime, until: datetime) -> tuple[int, int]:
+    """How many entries counted in ``since <= counted_at <= until`` are missing, and how often numbers begin anew."""
+    source = files(settings, model)
+    if source is None:
+        return 0, 0
+    sql = """
+        WITH numbered AS (
+            SELECT sequence, lag(sequence) OVER (ORDER BY counted_at) AS before
+            FROM (SELECT DISTINCT sequence, counted_at FROM log WHERE counted_at BETWEEN ? AND ?))
+        SELECT coalesce(sum(CASE WHEN sequence > before THEN sequence - before - 1 ELSE sequence - 1 END), 0),
+            count(*) FILTER (sequence <= before)
+        FROM numbered WHERE before IS NOT NULL
+        """
+    with _open(source, newer=True) as connection:
+        ((lost, again),) = connection.execute(sql, [since, until]).fetchall()
+    return int(lost), int(again)
 
 
 def days(settings: Settings, model: str) -> tuple[date, ...]:

@@ -1,8 +1,7 @@
-"""Frames from a recorded log say what the log says; simulated ones keep the truth that they were given."""
+"""A recorded log is replayed as it was counted; simulated traffic keeps the truth that it was given."""
 
 from __future__ import annotations
 
-import itertools
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import pandas as pd
 import pytest
 
 from airlock.core.errors import NotFound
-from airlock.core.guards import limits_of
-from airlock.core.replay import Frame, replay
+from airlock.core.guards import limits_of, slow_limits
+from airlock.core.replay import replay
 from airlock.core.replay_report import repeated
+from airlock.core.replay_traffic import Observation, Traffic
+from airlock.core.route import place
 from airlock.core.tally import Tally
 from airlock.settings import Settings
 from airlock.steps import evidence, labels, outcomes
@@ -32,8 +33,19 @@ ROLLOUT = {
 SPEC = toy_spec(guards=GUARDS, label=LABEL, rollout=ROLLOUT)
 
 
-def total(frames: list[Frame]) -> Tally:
-    return sum((frame.candidate for frame in frames), Tally())
+def total(traffic: Traffic) -> Tally:
+    """Everything in one tally."""
+    tally, slow = Tally(), slow_limits(limits_of(SPEC))
+    for seen in traffic.observations:
+        if seen.asked and seen.failed:
+            tally.failed(seen.latency_ms, slow)
+            tally.fallbacks += seen.role == "shadow"
+        elif seen.asked:
+            tally.answered(seen.latency_ms, slow)
+        tally.fallbacks += seen.stood_in
+        if seen.differences:
+            tally.compared(seen.differences, seen.flips)
+    return tally
 
 
 @pytest.fixture
@@ -70,18 +82,18 @@ def here(tmp_path: Path) -> Settings:
     return settings
 
 
-def test_frames_add_up_to_the_evidence_of_the_release(here: Settings) -> None:
+def test_observations_add_up_to_the_evidence_of_the_release(here: Settings) -> None:
     """Two ways to the same sums, written apart."""
-    found = recorded(SPEC, here, candidate="2", champion="1", release="rel", every=37)
-    until = found.frames[-1].at + timedelta(days=1)
+    found = recorded(SPEC, here, candidate="2", champion="1", release="rel").traffic
+    assert found.late is not None
+    until = found.start + timedelta(seconds=found.late.until) + timedelta(days=1)
     gathered = evidence.gather(SPEC, here, Memory(), RELEASE, "1", until=until)
-    counted = total(found.frames)
+    counted = total(found)
     for name in ("requests", "errors", "fallbacks", "latency", "slow"):
         assert getattr(counted, name) == getattr(gathered.tally, name), name
     for name in ("difference", "absolute", "flips"):
         assert getattr(counted, name).model_dump() == pytest.approx(getattr(gathered.tally, name).model_dump()), name
-    late = found.frames[-1].late
-    assert late is not None
+    late = found.late.by(found.late.until)
     assert (late.answers, late.due, late.labelled) == (
         gathered.late.answers,
         gathered.late.due,
@@ -94,24 +106,97 @@ def test_frames_add_up_to_the_evidence_of_the_release(here: Settings) -> None:
 
 
 def test_labels_come_as_they_came(here: Settings) -> None:
-    found = recorded(SPEC, here, candidate="2", champion="1", every=100)
-    first, second = found.frames[1].late, found.frames[4].late
-    assert first is not None
-    assert second is not None
-    assert first.observations["label_accuracy"].n == 0  # nothing was known in the first 200 s
-    assert second.observations["label_accuracy"].n == pytest.approx(0.9 * 200, abs=10)
-    times = [frame.at for frame in found.frames]
-    assert times == sorted(times)
-    assert times[-1] - times[5] >= SPEC.maturity
+    late = recorded(SPEC, here, candidate="2", champion="1").traffic.late
+    assert late is not None
+    assert late.by(200.0).observations["label_accuracy"].n == 0  # nothing was known in the first 200 s
+    assert late.by(500.0).observations["label_accuracy"].n == pytest.approx(0.9 * 200, abs=10)
+    assert late.until >= 599 + SPEC.maturity.total_seconds()
 
 
-def test_the_shares_of_the_log_are_not_the_plans(here: Settings) -> None:
+def test_roles_are_those_of_the_log_or_the_router_s(here: Settings) -> None:
     found = recorded(SPEC, here, candidate="2", champion="1")
     assert (found.requests, found.served_share) == (600, 0.25)
-    assert "answered 25.0% of the 600 requests" in found.caveat
-    report = replay(SPEC, found.frames)
+    assert "answered 25.0% and" in found.caveat
+    assert "roles are those of the log" in found.caveat
+    asked = [seen for seen in found.traffic.observations if seen.asked]
+    assert [seen.role for seen in asked] == [("served", "shadow")[number % 4 > 0] for number in range(600)]
+    report = replay(SPEC, found.traffic)
     assert report.requests == 600
     assert report.hindsight
+    planned = recorded(SPEC, here, candidate="2", champion="1", release="rel", roles="plan")
+    assert "router's hash" in planned.caveat
+    asked = [seen for seen in planned.traffic.observations if seen.asked]
+    assert [seen.place for seen in asked] == [place("rel", f"q{number}") for number in range(600)]
+    assert {seen.role for seen in asked} == {None, "shadow", "served"}  # a pin chose some
+    assert all(seen.stood_in for seen in asked if seen.failed)
+
+
+def test_what_an_older_log_does_not_say_is_told(here: Settings) -> None:
+    """The order of what was asked at the same time, for one."""
+    (fact,) = recorded(SPEC, here, candidate="2", champion="1").traffic.unknown
+    assert fact.startswith("600 requests were logged by a gateway that did not write in which order it counted")
+
+
+def _numbered(rows: list[dict[str, Any]], numbers: list[int], step: str | None = "shadow") -> list[dict[str, Any]]:
+    """Rows as a gateway counted them, entry by entry."""
+    return [
+        {**row, "sequence": number, "counted_at": row["at"] + timedelta(milliseconds=number), "step": step}
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+
+
+def test_the_order_of_counting_is_the_log_s(tmp_path: Path) -> None:
+    """Shadow scoring is counted when it was done: after answers to requests that came later."""
+    settings = toy_settings(tmp_path)
+    rows = [
+        entry(1, "1", "served", 0.5),
+        entry(2, "1", "served", 0.5),
+        entry(3, "2", "served", 0.7),
+        entry(4, "2", "served", None),
+        entry(2, "2", "shadow", 0.6),
+        entry(4, "1", "served", 0.5, fallback="champion"),
+        entry(3, "1", "shadow", 0.5),
+        entry(1, "2", "shadow", None),
+    ]
+    at = rows[3]["at"]
+    rows = [
+        {**row, "sequence": number, "counted_at": at + timedelta(seconds=number)} for number, row in enumerate(rows)
+    ]
+    write_part(settings, 1, [{**row, "step": "canary_10"} for row in rows])
+    found = recorded(SPEC, settings, candidate="2", champion="1", follow=True).traffic
+    assert found.followed
+    assert found.unknown == ()
+    seen = [(one.role, one.asked, one.failed, one.stood_in, one.differences) for one in found.observations]
+    assert seen == [
+        ("served", True, False, False, ()),
+        ("served", True, True, False, ()),
+        ("shadow", True, False, False, (pytest.approx(0.1),)),
+        ("served", False, False, True, ()),
+        ("served", False, False, False, (pytest.approx(0.2),)),
+        ("shadow", True, True, False, ()),
+    ]
+    assert [one.at for one in found.observations] == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_was_counted_in_no_step_is_left_out(tmp_path: Path) -> None:
+    """Its release was over when it had been scored."""
+    settings = toy_settings(tmp_path)
+    rows = [entry(number, "2", "shadow", 0.6) for number in range(4)]
+    write_part(settings, 1, _numbered(rows[:3], [1, 2, 3]) + _numbered(rows[3:], [4], None))
+    assert recorded(SPEC, settings, candidate="2", champion="1").requests == 3
+
+
+def test_missing_entries_restarts_and_other_steps_are_told(tmp_path: Path) -> None:
+    settings = toy_settings(tmp_path)
+    rows = [entry(number, "2", "shadow", 0.6) for number in range(6)]
+    write_part(settings, 1, _numbered(rows, [1, 2, 5, 6, 1, 2], "canary_7"))
+    found = recorded(SPEC, settings, candidate="2", champion="1", follow=True).traffic
+    told = " ".join(found.unknown)
+    assert "2 entries of the log are missing" in told
+    assert "begin anew 1 times" in told
+    assert "6 answers that the candidate gave in shadow have no answer of the champion" in told
+    assert "the log's steps (canary_7) are not the policy's" in told
+    assert not found.followed
 
 
 def test_a_window_and_another_release(here: Settings) -> None:
@@ -137,9 +222,9 @@ def test_a_simulation_has_the_truth_that_it_says() -> None:
         rate=6000,
     )
     means = truth(SPEC, simulation).means
-    frames = list(simulated(SPEC, simulation, seed=1, every=1000))
-    counted, late = total(frames), frames[-1].late
-    assert late is not None
+    traffic = simulated(SPEC, simulation, seed=1)
+    assert traffic.late is not None
+    counted, late = total(traffic), traffic.late.by(traffic.late.until)
     n = counted.requests
     seen = {
         "error_rate": counted.errors / n,
@@ -154,7 +239,7 @@ def test_a_simulation_has_the_truth_that_it_says() -> None:
     for limit in limits_of(SPEC):
         assert seen[limit.name] == pytest.approx(means[limit.name], rel=0.05, abs=0.003), limit.name
     assert late.due == late.answers == 200_000
-    assert frames[0].at == START + timedelta(seconds=10)
+    assert traffic.start == START
 
 
 def test_which_bounds_a_simulation_breaks() -> None:
@@ -168,24 +253,21 @@ def test_which_bounds_a_simulation_breaks() -> None:
 
 
 def test_a_seed_gives_the_same_traffic() -> None:
-    def made(seed: int) -> list[Frame]:
-        return list(simulated(SPEC, Simulation(error_rate=0.1, requests=500), seed=seed, every=100))
+    def made(seed: int) -> list[Observation]:
+        return list(simulated(SPEC, Simulation(error_rate=0.1, requests=500), seed=seed).observations)
 
     assert made(1) == made(1)
     assert made(1) != made(2)
 
 
-def test_frames_of_uneven_traffic_hold_all_of_it() -> None:
-    frames = list(simulated(SPEC, Simulation(requests=250), seed=1, every=100))
-    assert [frame.candidate.requests for frame in itertools.takewhile(lambda f: f.candidate.requests, frames)] == [
-        100,
-        100,
-        50,
-    ]
+def test_the_router_s_hash_says_who_answers() -> None:
+    asked = list(simulated(SPEC, Simulation(requests=500), seed=3).observations)
+    assert [seen.place for seen in asked] == [place("simulation-3", str(number)) for number in range(500)]
+    assert [seen.at for seen in asked[:2]] == [0.1, 0.2]
 
 
 @pytest.mark.parametrize("simulation", [Simulation(requests=5000), Simulation(error_rate=0.12, requests=5000)])
 def test_policies_tell_good_from_bad(simulation: Simulation) -> None:
-    reports = [replay(SPEC, simulated(SPEC, simulation, seed=seed, every=100)) for seed in range(8)]
+    reports = [replay(SPEC, simulated(SPEC, simulation, seed=seed)) for seed in range(8)]
     found = repeated(reports, truth(SPEC, simulation).bad)
     assert found.false_rollbacks + found.missed == 0

@@ -67,7 +67,7 @@ class Memory:
 
 
 def entry(number: int, version: str | None, role: str, score: float | None, **facts: Any) -> dict[str, Any]:
-    """One row of the log: request ``number`` was asked so many seconds after :data:`START`."""
+    """One row of the log of an older gateway: request ``number`` was asked so many seconds after :data:`START`."""
     variant = {"1": "champion", "2": "candidate"}.get(version or "")
     return {
         **_EMPTY,
@@ -89,11 +89,11 @@ def write_part(
 ) -> None:
     """One file of the log, named as the gateway names the ``sequence``-th it writes."""
     frame = pd.DataFrame(list(rows))
-    for name in ("at", "event_time"):
+    for name in {"at", "event_time", "counted_at"} & set(frame):
         frame[name] = pd.to_datetime(frame[name], utc=True).dt.as_unit("us")
     for name in ("prediction", "probability", "latency_ms"):
         frame[name] = frame[name].astype("float64")
-    for name in _TEXT:
+    for name in {*_TEXT, "step"} & set(frame):
         frame[name] = frame[name].astype("object").where(frame[name].notna(), None).astype("string")
     frame["row"] = frame["row"].astype("int32")
     folder = settings.predictions / "toy" / f"day={day}"

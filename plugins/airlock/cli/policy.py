@@ -14,6 +14,7 @@ from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reporte
 if TYPE_CHECKING:
     from airlock.core.release import Release
     from airlock.core.replay_report import Repeated, ReplayReport
+    from airlock.core.replay_traffic import Glance, Rhythm
     from airlock.core.spec import ModelSpec
     from airlock.steps.replay import Recorded
     from airlock.steps.simulation import Simulation
@@ -49,16 +50,28 @@ def replay(  # noqa: PLR0917 - one for each option
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, max=100_000, help="How often to simulate.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the first simulation; the next ones count up.")] = 7,
-    look_every: Annotated[int, typer.Option(min=1, help="Requests between two looks.")] = 100,
+    roles: Annotated[
+        str,
+        typer.Option(
+            help="logged: the candidate's role is what it was; plan: the router's hash decides by the policy's shares."
+        ),
+    ] = "logged",
+    poll: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two looks of the control plane at the gateway's figures.")
+    ] = 1.0,
+    labels_every: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two looks at labels, while nothing else wants one.")
+    ] = 900.0,
     plot: Annotated[Path | None, typer.Option(help="Draw it: a .png, .svg or .pdf file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a policy decides about recorded or simulated traffic, when, and how wrong.
 
-    Without --simulate, --release or --candidate it replays the newest release in the ledger. Without --policy a release
-    is replayed by the spec that it was opened with, everything else by the model's file.
+            spec = spec or specs.find(here, model)
+            _simulated(spec, _simulation(simulate), repeats, seed, rhythm, plot, as_json=as_json)
     """
     from airlock import specs
+    from airlock.core.replay_traffic import Rhythm
 
     with reported():
         here = settings.load()
@@ -67,12 +80,20 @@ def replay(  # noqa: PLR0917 - one for each option
             fail(f"{policy} is the spec of {spec.model}, not of {model}", Exit.USAGE)
         if plot is not None and plot.suffix not in (".png", ".svg", ".pdf"):
             fail(f"--plot {plot}: expected a name that ends in .png, .svg or .pdf", Exit.USAGE)
+        if roles not in ("logged", "plan"):
+            fail(f"--roles {roles}: expected logged or plan", Exit.USAGE)
+        rhythm = Rhythm(poll_s=poll, labels_s=labels_every)
         if simulate is not None:
-            if given := [f"--{name}" for name, value in _recorded(release, candidate, champion, since, until) if value]:
+            of_log = (release, candidate, champion, since, until, roles if roles != "logged" else None)
+            if given := [f"--{name}" for name, value in _recorded(*of_log) if value]:
                 fail(f"--simulate makes up its traffic: leave {', '.join(given)} out", Exit.USAGE)
+<<<<<<< HEAD
             _simulated(
                 spec or specs.find(here, model), _simulation(simulate), repeats, seed, look_every, plot, as_json=as_json
             )
+=======
+            _simulated(spec, _simulation(simulate), repeats, seed, rhythm, plot, as_json=as_json)
+>>>>>>> c265f17 (Replay every request as the gateway counted it, each step by a clock of its own)
             return
         if repeats != 1:
             fail("a recorded log has happened once: --repeats goes with --simulate", Exit.USAGE)
@@ -96,13 +117,14 @@ def replay(  # noqa: PLR0917 - one for each option
                 release=release,
                 since=_time(since),
                 until=_time(until),
-                every=look_every,
+                roles="plan" if roles == "plan" else "logged",
+                follow=release is not None and policy is None,
             )
-        _replay_recorded(spec, traffic, f"version {candidate} against {champion}", plot, as_json=as_json)
+        _replay_recorded(spec, traffic, f"version {candidate} against {champion}", rhythm, plot, as_json=as_json)
 
 
 def _recorded(*values: str | None) -> list[tuple[str, str | None]]:
-    return list(zip(("release", "candidate", "champion", "from", "until"), values, strict=True))
+    return list(zip(("release", "candidate", "champion", "from", "until", "roles"), values, strict=True))
 
 
 def _opened_with(here: settings.Settings, release: Release) -> ModelSpec:
@@ -131,39 +153,50 @@ def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[R
     return found, found.champion
 
 
-def _replay_recorded(spec: ModelSpec, traffic: Recorded, who: str, plot: Path | None, *, as_json: bool) -> None:
-    from airlock.core.replay import Glance, replay
+def _replay_recorded(
+    spec: ModelSpec, log: Recorded, who: str, rhythm: Rhythm, plot: Path | None, *, as_json: bool
+) -> None:
+    from airlock.core.replay import replay
     from airlock.steps.replay_plot import Line, draw_one, line
 
     lines: list[Line] = []
     with err.status("", spinner="dots") as status:
 
         def watch(glance: Glance) -> None:
-            status.update(f"{glance.request:,} of {traffic.requests:,} requests, {glance.step}")
+            status.update(f"{glance.request:,} of {log.requests:,} requests, {glance.step}")
             if plot is not None:
                 lines.append(line(spec, glance))
 
-        report = replay(spec, traffic.frames, watch)
+        report = replay(spec, log.traffic, watch, rhythm=rhythm)
     if plot is not None:
         draw_one(plot, f"{spec.model}: {who}", lines, report)
     if as_json:
         document = {
             "model": spec.model,
-            "recorded": {"since": traffic.since, "until": traffic.until, "requests": traffic.requests},
-            "caveat": traffic.caveat,
+            "recorded": {"since": log.since, "until": log.until, "requests": log.requests},
+            "caveat": log.caveat,
             **_document(report),
         }
         print_json(document)
         return
-    out.print(f"{spec.model}: {who}, {traffic.requests:,} requests from {traffic.since} to {traffic.until}")
+    out.print(f"{spec.model}: {who}, {log.requests:,} requests from {log.since} to {log.until}")
     _tell(report)
     out.print(f"[bold]how wrong[/bold]: {report.wrong or 'all of the traffic says the same'}", markup=True)
-    out.print(f"\n{traffic.caveat}.", markup=False)
+    for fact in report.unknown:
+        out.print(f"not known: {fact}", markup=False)
+    out.print(f"\n{log.caveat}.", markup=False)
     _tell_plot(plot)
 
 
 def _simulated(
-    spec: ModelSpec, simulation: Simulation, repeats: int, seed: int, every: int, plot: Path | None, *, as_json: bool
+    spec: ModelSpec,
+    simulation: Simulation,
+    repeats: int,
+    seed: int,
+    rhythm: Rhythm,
+    plot: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     from rich.progress import track
 
@@ -176,7 +209,7 @@ def _simulated(
     lines: list[Line] = []
     watch = (lambda glance: lines.append(line(spec, glance))) if plot is not None and repeats == 1 else None
     seeds = track(range(seed, seed + repeats), "replaying", console=err, transient=True, disable=repeats == 1)
-    reports = [replay(spec, simulated(spec, simulation, seed=one, every=every), watch) for one in seeds]
+    reports = [replay(spec, simulated(spec, simulation, seed=one), watch, rhythm=rhythm) for one in seeds]
     found = repeated(reports, true.bad)
     if plot is not None and repeats == 1:
         draw_one(plot, f"{spec.model}, simulated", lines, reports[0])

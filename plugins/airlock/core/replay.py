@@ -1,73 +1,99 @@
 """A policy run over traffic that was, or might have been: what it would have decided, when, and how wrong.
 
-A simulated release moves through the spec's plan while frames of evidence come in. The gateway's part
-(:func:`~airlock.core.guards.breach`) and the control plane's (:func:`~airlock.core.decide.decide`,
-:func:`~airlock.core.decide.decide_late`) are the real ones; only traffic and time are given.
+A simulated release moves through the spec's plan while requests come in. Whatever the gateway counts of the candidate
+is counted here in the same order, in the same counters, and held against the limits as often
+(:func:`~airlock.core.guards.breach`); the control plane's part (:func:`~airlock.core.decide.decide`,
+:func:`~airlock.core.decide.decide_late`) is the real one too, at its own rhythm. Only traffic and time are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from datetime import datetime
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from airlock.core.counters import Counters
 from airlock.core.decide import Decision, Evidence, decide, decide_late
-from airlock.core.guards import breach, judge, limits_of
+from airlock.core.guards import breach, judge, limits_of, slow_limits
 from airlock.core.release import Phase, PlannedStep, Release, plan
-from airlock.core.replay_report import Decided, Ending, ReplayReport
-from airlock.core.route import Bundle, Limit
+from airlock.core.replay_report import By, Decided, Ending, ReplayReport
+from airlock.core.replay_traffic import Glance, Observation, Rhythm, Traffic
+from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
-from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Sums, Tally
+from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Tally
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+GLANCE_EVERY = 100
+"""Requests from one picture of a replay to the next."""
 _ID = "replay"
+_NEVER = math.inf
 
 
-class Frame(NamedTuple):
-    """What has come in since the frame before: ``candidate`` is what the candidate was asked, in whichever role.
+def replay(
+    spec: ModelSpec,
+    traffic: Traffic,
+    watch: Callable[[Glance], None] | None = None,
+    *,
+    rhythm: Rhythm = Rhythm(),  # noqa: B008 - immutable
+) -> ReplayReport:
+    """Run the spec's policy over the traffic.
 
-    ``late`` is all that is known by ``at`` of labels and outcomes, from the beginning on.
+    The first step begins with the first observation; each step's bake and deadline count from its own beginning, as if
+    the gateway had watched all the time. Labels go on coming after the last request, and control goes on looking until
+    the last of them could have been judged. ``watch`` gets a picture every :data:`GLANCE_EVERY` requests.
     """
+    run = _Run(spec, traffic, rhythm, watch)
+    for observation in traffic.observations:
+        run.time_goes_on(observation.at)
+        run.take(observation)
+    if not run.begun:
+        return ReplayReport(
+            ending="unfinished",
+            reason="there was no traffic",
+            decisions=(),
+            requests=0,
+            looks=0,
+            hindsight=(),
+            unknown=traffic.unknown,
+        )
+    run.traffic_ended()
+    return run.report()
 
-    at: datetime
-    candidate: Tally
-    champion: Tally | None = None
-    late: LateEvidence | None = None
 
+class _Run:
+    """The state of one run. Times are seconds since the traffic began."""
 
-class Glance(NamedTuple):
-    """What a look saw: for progress and plots."""
-
-    request: int
-    at: datetime
-    step: str
-    total: Tally
-    late: LateEvidence | None
-
-
-class _Replay:
-    """The state of one run."""
-
-    def __init__(self, spec: ModelSpec, start: datetime) -> None:
-        self.spec, self.limits, self.steps = spec, limits_of(spec), plan(spec)[1:]
+    def __init__(
+        self, spec: ModelSpec, traffic: Traffic, rhythm: Rhythm, watch: Callable[[Glance], None] | None
+    ) -> None:
+        self.spec, self.traffic, self.rhythm, self.watch = spec, traffic, rhythm, watch
+        self.limits, self.steps = limits_of(spec), plan(spec)[1:]
+        self.names = {step.name: place for place, step in enumerate(self.steps)}
+        self.live = tuple(limit for limit in self.limits if not limit.late)
+        self.slow = slow_limits(self.limits)
+        self.counters = Counters()
+        self.earlier: dict[Role, Tally] = {}
+        self.current: dict[Role, Tally] = {}
+        self.tallies: dict[Role, tuple[Tally, ...]] = {}
         self.decisions: list[Decided] = []
         self.ending: Ending | None = None
-        self.counters, self.champion = Counters(), Tally()
-        self.total: dict[str, Tally] = {"served": Tally(), "shadow": Tally()}
-        self.place, self.since = 0, start
-        self.asked, self.served = 0, 0.0
+        self.looks, self.begun = 0, False
+        self.now, self.since, self.place = 0.0, 0.0, 0
+        self.followed = traffic.followed
+        # Control looks next at ``next_look``: not before ``earliest``, and only once something is ``fresh`` or due.
+        self.earliest, self.next_look, self.next_labels = 0.0, _NEVER, 0.0
+        self.fresh = False
         self.release = Release(
             id=_ID,
             model=spec.model,
             version=CANDIDATE,
             champion=CHAMPION,
             bundle=Bundle(path=_ID, digest="sha256:" + "0" * 64),
-            phase=Phase.SHADOW if self.steps[0].role == "shadow" else Phase.CANARY,
-            step=self.steps[0].name,
-            generation=1,
-            entered_at=start,
+            phase=Phase.WARM,
+            generation=0,
+            entered_at=traffic.start,
         )
+        self._enter(0, 0.0)
 
     @property
     def step(self) -> PlannedStep:
@@ -75,78 +101,192 @@ class _Replay:
 
     @property
     def requests(self) -> int:
-        """What the candidate was asked in all."""
         return self.counters.all.sums.requests
 
-    def take(self, frame: Frame) -> None:
-        # The frames do not say who answered: what comes in a step that serves is taken for served.
-        role: Role = "served" if self.step.role == "served" else "shadow"
-        self.counters.include(role, frame.candidate)
-        self.total[role] += frame.candidate
-        if frame.champion is not None:
-            self.champion += frame.champion
-        if self.release.phase is not Phase.PROVISIONAL and self.ending is None:
-            self.asked += frame.candidate.requests
-            self.served += frame.candidate.requests * self.step.weight / 100
+    # What the gateway does.
 
-    def look(self, frame: Frame) -> None:
-        """Decide, where anything but waiting can come of it."""
-        if self.release.phase is Phase.PROVISIONAL:
-            if _may_settle(self.limits, frame.late):
-                self._settle(frame, decide_late(self.spec, self.release, frame.late, frame.at))
+    def take(self, seen: Observation) -> None:
+        """Count, and look at the limits as often as the gateway does."""
+        self.now = seen.at
+        if self.followed and seen.step != self.step.name and seen.step in self.names and self.ending is None:
+            self._follow(self.names[seen.step])
+        self.begun = True
+        if not self.fresh:
+            self.fresh = True
+            self.next_look = min(self.next_look, self._on_grid(max(self.earliest, seen.at)))
+        role = seen.role or self._by_hash(seen.place)
+        counted = self._tallies(role)
+        if seen.asked:
+            self._count(seen, role, counted)
+            if self.watch is not None and self.requests % GLANCE_EVERY == 0:
+                self._show(self.watch)
+        if seen.stood_in and role == "served":
+            for tally in counted:
+                tally.fallbacks += 1
+            self._guard()
+        if seen.differences:
+            for tally in counted:
+                tally.compared(seen.differences, seen.flips)
+            self._guard()
+
+    def _count(self, seen: Observation, role: Role, counted: tuple[Tally, ...]) -> None:
+        if not seen.failed:
+            for tally in counted:
+                tally.answered(seen.latency_ms, self.slow)
+            if role == "served":  # in shadow the limits are looked at when the answer was compared
+                self._guard()
             return
-        reason = breach(self.limits, self.counters)
+        for tally in counted:
+            tally.failed(seen.latency_ms, self.slow, timeout=seen.timed_out)
+            tally.fallbacks += role == "shadow"  # nobody had to stand in; but somebody would have had to
+        self._guard()
+
+    def _by_hash(self, place: float) -> Role:
+        return "served" if place < self.step.weight else "shadow"
+
+    def _tallies(self, role: Role) -> tuple[Tally, ...]:
+        found = self.tallies.get(role)
+        if found is None:
+            own = self.current.setdefault(role, Tally())
+            found = self.tallies[role] = (own, *self.counters.tallies(role))
+        return found
+
+    def _guard(self) -> None:
+        self.looks += 1
+        if self.ending is not None or self.release.phase is Phase.PROVISIONAL:
+            return
+        reason = breach(self.live, self.counters)
         self.counters.restart_if_due()
-        observed = (frame.at - self.since).total_seconds()
-        asked = int(self.served) if self.step.role == "served" else self.asked
-        ready = observed >= self.step.bake.total_seconds() and asked >= self.step.min_requests
-        late = observed >= self.step.deadline.total_seconds()
-        if reason is None and not ready and not late and not _late_is_over(self.limits, frame.late):
-            return
-        status = self._status(frame, observed, asked, reason)
-        decision = decide(self.spec, self.release, Evidence(gateway=status, late=frame.late), frame.at)
-        if decision.action == "wait":
-            return
         if reason is not None:
+            decision = self._decide(self._status(reason), self._late(self.now))
             decision = decision.model_copy(update={"reason": f"the gateway ejected it: {reason}"})
-        self._record(frame, decision, by="gateway" if reason is not None else "control")
-        if decision.action == "roll_back":
-            self.ending = "rolled_back"
-        elif decision.action == "hold":
-            self.ending = "held"
-        elif decision.action == "advance":
-            self._go_on(frame.at)
+            self._end("rolled_back", decision, by="gateway")
 
-    def _go_on(self, now: datetime) -> None:
+    # What the control plane does.
+
+    def time_goes_on(self, to: float) -> None:
+        """All looks of the control plane before an observation that comes then."""
+        while self.next_look <= to:
+            self.now = self.next_look
+            self._look()
+
+    def traffic_ended(self) -> None:
+        """Look once more, and go on looking for as long as labels may come."""
+        late = self.traffic.late
+        last = max(self.now, late.until if late is not None else 0.0)
+        if self.followed and self.ending is None:
+            # The log ends where its last step was left.
+            self.followed = False
+            self._look()
+        self.time_goes_on(last + self.rhythm.poll_s)
+        self.now = max(self.now, last)
+        if self.watch is not None:
+            self._show(self.watch)
+
+    def _look(self) -> None:
+        """One look of the control plane. Where the log says when steps were left, it goes on from none by itself."""
+        if self.release.phase is Phase.PROVISIONAL:
+            self._settle()
+            return
+        status, labels = self._status(), self.now >= self._labels_due()
+        decision = self._decide(status, None)
+        decisive = decision.action != "wait"
+        if labels or (self.traffic.late is not None and decisive and not self.followed):
+            # The trigger that looks every second knows no labels: the task that it wakes up reads them.
+            decision = self._decide(status, self._late(self.now))
+            self.next_labels = self.now + self.rhythm.labels_s
+        self._plan_look(self.rhythm.decisive_s if decisive and decision.action == "wait" else self.rhythm.poll_s)
+        if decision.action == "roll_back":
+            self._end("rolled_back", decision, by="control")
+        elif decision.action == "hold":
+            self._end("held", decision, by="control")
+        elif decision.action == "advance" and not self.followed:
+            self._record(decision, by="control")
+            self._go_on()
+
+    def _plan_look(self, after: float) -> None:
+        """When to look again, at the earliest and if nothing comes in meanwhile."""
+        baked, over = (self.since + time.total_seconds() for time in (self.step.bake, self.step.deadline))
+        self.fresh = False
+        # Before the bake is over only labels can decide anything.
+        self.earliest = max(self.now + after, min(baked, self._labels_due()))
+        by_time = [time for time in (baked, over, self._labels_due()) if time > self.now]
+        self.next_look = self._on_grid(max(self.earliest, min(by_time, default=_NEVER)))
+
+    def _on_grid(self, time: float) -> float:
+        """The first look of the control plane then or later: it looks at whole intervals since the step's beginning."""
+        if time == _NEVER or self.ending is not None:
+            return _NEVER
+        return self.since + math.ceil((time - self.since) / self.rhythm.poll_s - 1e-9) * self.rhythm.poll_s
+
+    def _labels_due(self) -> float:
+        return self.next_labels if self.traffic.late is not None else _NEVER
+
+    def _decide(self, status: GatewayStatus, late: LateEvidence | None) -> Decision:
+        return decide(self.spec, self.release, Evidence(gateway=status, late=late), self._at(self.now))
+
+    def _settle(self) -> None:
+        """A look at the labels of a provisional version."""
+        decision = decide_late(self.spec, self.release, self._late(self.now), self._at(self.now))
+        self.next_labels = self.now + self.rhythm.labels_s
+        self.earliest = self.next_look = self._on_grid(self.next_labels)
+        if self.watch is not None:
+            self._show(self.watch)
+        if decision.action == "roll_back":
+            self._end("rolled_back", decision, by="control")
+        elif decision.action == "advance":
+            self._end("confirmed", decision, by="control")
+
+    def _follow(self, to: int) -> None:
+        """The log goes on to another step: so did the release, whatever the policy says of it."""
+        if self.begun:
+            by: By = "control"
+            decision = self._decide(self._status(), self._late(self.now))
+            if decision.action != "advance":
+                would = decision.action.replace("_", " ")
+                reason = f"the log goes on to {self.steps[to].name}; the policy would {would}: {decision.reason}"
+                by = "log"
+                decision = Decision(action="advance", reason=reason, verdicts=decision.verdicts)
+            self._record(decision, by=by)
+        self._enter(to, self.now)
+
+    def _go_on(self) -> None:
         if self.place + 1 < len(self.steps):
-            self.place += 1
-            self.counters.begin_step()
-            self.asked, self.served, self.since = 0, 0.0, now
-            self.release = self.release.model_copy(
-                update={
-                    "phase": Phase.CANARY,
-                    "step": self.step.name,
-                    "generation": self.release.generation + 1,
-                    "entered_at": now,
-                }
-            )
+            self._enter(self.place + 1, self.now)
         elif self.spec.rollout.plan == "shadow_only":
             self.ending = "completed"
-        elif any(limit.late for limit in self.limits):
-            self.release = self.release.model_copy(update={"phase": Phase.PROVISIONAL})
+        elif self.spec.late_guards and self.spec.rollout.provisional:
+            self._become(Phase.PROVISIONAL, self.release.step)
+            self.since, self.next_labels = self.now, self.now
+            self.earliest = self.next_look = self.now + self.rhythm.poll_s
         else:
             self.ending = "promoted"
+        if self.ending is not None:
+            self.next_look = _NEVER
 
-    def _settle(self, frame: Frame, decision: Decision) -> None:
-        if decision.action in ("roll_back", "advance"):
-            self._record(frame, decision, by="control")
-            self.ending = "rolled_back" if decision.action == "roll_back" else "confirmed"
+    def _enter(self, place: int, now: float) -> None:
+        if self.release.generation:
+            self.counters.begin_step()
+        for role, tally in self.current.items():
+            self.earlier[role] = self.earlier.get(role, Tally()) + tally
+        self.current, self.tallies = {}, {}
+        self.place, self.now, self.since, self.next_labels = place, now, now, now
+        self._become(Phase.SHADOW if self.step.role == "shadow" else Phase.CANARY, self.step.name)
+        self._plan_look(self.rhythm.poll_s)
 
-    def _record(self, frame: Frame, decision: Decision, *, by: Literal["gateway", "control"]) -> None:
+    def _become(self, phase: Phase, step: str | None) -> None:
+        update = {"phase": phase, "step": step, "entered_at": self._at(self.now)}
+        self.release = self.release.model_copy(update={**update, "generation": self.release.generation + 1})
+
+    def _end(self, ending: Ending, decision: Decision, *, by: By) -> None:
+        self._record(decision, by=by)
+        self.ending, self.next_look = ending, _NEVER
+
+    def _record(self, decision: Decision, *, by: By) -> None:
         self.decisions.append(
             Decided(
                 request=self.requests,
-                at=frame.at,
+                at=self._at(self.now),
                 step="provisional" if self.release.phase is Phase.PROVISIONAL else self.step.name,
                 action=decision.action,
                 by=by,
@@ -155,16 +295,29 @@ class _Replay:
             )
         )
 
-    def _status(self, frame: Frame, observed: float, asked: int, reason: str | None) -> GatewayStatus:
-        ejection = reason and Ejection(
+    # What there is to see.
+
+    def _at(self, seconds: float) -> datetime:
+        return self.traffic.start + timedelta(seconds=seconds)
+
+    def _late(self, seconds: float) -> LateEvidence | None:
+        return self.traffic.late.by(seconds) if self.traffic.late is not None else None
+
+    def _total(self) -> dict[Role, Tally]:
+        roles = dict.fromkeys((*self.earlier, *self.current))
+        return {role: self.earlier.get(role, Tally()) + self.current.get(role, Tally()) for role in roles}
+
+    def _status(self, ejected_for: str | None = None) -> GatewayStatus:
+        observed = self.now - self.since
+        ejection = ejected_for and Ejection(
             model=self.spec.model,
             version=CANDIDATE,
             release=_ID,
             generation=self.release.generation,
-            at=frame.at,
-            reason=reason,
+            at=self._at(self.now),
+            reason=ejected_for,
             requests=self.requests,
-            seconds=observed,
+            seconds=self.now,
         )
         return GatewayStatus(
             model=self.spec.model,
@@ -176,70 +329,41 @@ class _Replay:
             candidate=CANDIDATE,
             share=self.step.weight,
             loaded=(CANDIDATE, CHAMPION),
-            since=self.since,
+            since=self._at(self.since),
             observed_s=observed,
             ejection=ejection or None,
-            step={CANDIDATE: {self.step.role: Tally(requests=asked)}},
-            total={CANDIDATE: dict(self.total), CHAMPION: {"served": self.champion}},
+            step={CANDIDATE: {str(role): tally for role, tally in self.current.items()}},
+            total={
+                CANDIDATE: {str(role): tally for role, tally in self._total().items()},
+                CHAMPION: {"served": self.traffic.champion_by(self.now)},
+            },
             checkpoints=self.counters.checkpoints,
         )
 
+    def _show(self, watch: Callable[[Glance], None]) -> None:
+        step = "provisional" if self.release.phase is Phase.PROVISIONAL else self.step.name
+        tally = self.counters.all.sums
+        watch(Glance(self.requests, self._at(self.now), self.ending or step, tally, self._late(self.now)))
 
-def _late_is_over(limits: Iterable[Limit], late: LateEvidence | None) -> bool:
-    """Whether a late limit's estimate lies beyond its bound, without which it cannot fail; or is no number."""
-    if late is None:
-        return False
-    for limit in limits:
-        seen = late.observations.get(limit.name, Sums()) if limit.late else Sums()
-        if not seen.total <= limit.bound * seen.n:
-            return True
-    return False
-
-
-def _may_settle(limits: Iterable[Limit], late: LateEvidence | None) -> bool:
-    """Whether labels can decide anything: one limit's estimate is over its bound, or each has its minimum."""
-    if late is None:
-        return False
-    enough = all(late.observations.get(limit.name, Sums()).n >= limit.minimum for limit in limits if limit.late)
-    return enough or _late_is_over(limits, late)
-
-
-def replay(spec: ModelSpec, frames: Iterable[Frame], watch: Callable[[Glance], None] | None = None) -> ReplayReport:
-    """Run the spec's policy over the frames, which come in the order of their times. Each frame is one look.
-
-    The first step begins with the first frame; bake and deadline count the frames' time, as if the gateway had
-    watched all of it. A step's least number of requests is counted by the plan's shares, as if the candidate had
-    answered its share of what it was asked.
-    """
-    state: _Replay | None = None
-    looks, frame = 0, None
-    for frame in frames:
-        state = state or _Replay(spec, frame.at)
-        state.take(frame)
-        looks += 1
-        if state.ending is None:
-            state.look(frame)
-        if watch is not None:
-            step = "provisional" if state.release.phase is Phase.PROVISIONAL else state.step.name
-            watch(Glance(state.requests, frame.at, state.ending or step, state.counters.all.sums, frame.late))
-    if state is None or frame is None:
-        return ReplayReport(
-            ending="unfinished", reason="there was no traffic", decisions=(), requests=0, looks=0, hindsight=()
+    def report(self) -> ReplayReport:
+        """What came of it."""
+        if self.ending is not None:
+            ending, reason = self.ending, self.decisions[-1].reason
+        elif self.release.phase is Phase.PROVISIONAL:
+            ending = "promoted"
+            reason = "promoted provisionally; its labels had not settled it when the traffic ended"
+        else:
+            ending, reason = "unfinished", f"the traffic ended in {self.step.name}"
+        everything = Counters({str(role): tally for role, tally in self._total().items()})
+        hindsight = judge(
+            self.limits, everything, champion=self.traffic.champion_by(self.now), late=self._late(self.now)
         )
-    ending, reason = _end(state)
-    return ReplayReport(
-        ending=ending,
-        reason=reason,
-        decisions=tuple(state.decisions),
-        requests=state.requests,
-        looks=looks,
-        hindsight=judge(state.limits, Counters(state.total), champion=state.champion, late=frame.late),
-    )
-
-
-def _end(state: _Replay) -> tuple[Ending, str]:
-    if state.ending is not None:
-        return state.ending, state.decisions[-1].reason
-    if state.release.phase is Phase.PROVISIONAL:
-        return "promoted", "promoted provisionally; its labels had not settled it when the traffic ended"
-    return "unfinished", f"the traffic ended in {state.step.name}"
+        return ReplayReport(
+            ending=ending,
+            reason=reason,
+            decisions=tuple(self.decisions),
+            requests=self.requests,
+            looks=self.looks,
+            hindsight=hindsight,
+            unknown=self.traffic.unknown,
+        )

@@ -13,6 +13,8 @@ from airlock.core.verdict import Status, Verdict
 
 _LEVEL = 0.975  # of each bound of an interval of 95 %
 
+By = Literal["gateway", "control", "log"]
+"""Who decided; ``log``: the recorded release went on although the policy would not have."""
 Ending = Literal["promoted", "confirmed", "completed", "rolled_back", "held", "unfinished"]
 
 
@@ -25,7 +27,7 @@ class Decided(BaseModel):
     at: datetime
     step: str
     action: str
-    by: Literal["gateway", "control"]
+    by: By
     reason: str
     verdicts: tuple[Verdict, ...] = ()
 
@@ -35,7 +37,8 @@ class ReplayReport(BaseModel):
 
     ``promoted`` may still have waited for labels (see the decisions); ``confirmed`` had them; ``held`` waited for a
     person; ``unfinished`` ran out of traffic. ``hindsight`` holds each limit against all of the traffic, whatever was
-    decided on the way, and ``broken`` names those that it surely broke.
+    decided on the way. ``looks`` counts how often the gateway's limits were looked at, and ``unknown`` says what the
+    replay could not know.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +49,7 @@ class ReplayReport(BaseModel):
     requests: int
     looks: int
     hindsight: tuple[Verdict, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def taken_back_after(self) -> int | None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from airlock.core.guards import limits_of
-from airlock.core.replay import Glance
 from airlock.core.replay_report import ReplayReport
+from airlock.core.replay_traffic import Glance
 from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Sums

@@ -1,4 +1,4 @@
-"""Traffic that might be, for replays: frames whose truth is known."""
+"""Traffic that might be, for replays: requests whose truth is known."""
 
 from __future__ import annotations
 
@@ -12,19 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from airlock.core.guards import guarded, limits_of, slow_limits
+from airlock.core.guards import guarded, limits_of
 from airlock.core.policy import Policy
-from airlock.core.replay import Frame
-from airlock.core.route import Limit
+from airlock.core.replay_traffic import Observation, Traffic
+from airlock.core.route import Limit, place
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import BUCKETS, LateEvidence, Sums, Tally
-from airlock.steps.observations import summed
 
 Floats = npt.NDArray[np.float64]
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-_LATER_LOOKS = 50
-_TAIL = timedelta(minutes=1)
 
 
 class Simulation(Policy):
@@ -109,16 +106,19 @@ def _folded_mean(mean: float, spread: float) -> float:
     return spread * math.sqrt(2 / math.pi) * math.exp(-at * at / 2) + mean * (1 - 2 * normal.cdf(-at))
 
 
-def simulated(spec: ModelSpec, simulation: Simulation, *, seed: int, every: int) -> Iterator[Frame]:
-    """Frames of ``every`` requests; where guards wait for labels, frames without requests until they have come."""
+def simulated(spec: ModelSpec, simulation: Simulation, *, seed: int) -> Traffic:
+    """Requests whose candidate does as the simulation says; the router's own hash decides which ones it answers.
+
+    Answers are paired at once. Labels come in the order of the requests.
+    """
     random = np.random.default_rng(seed)
-    n, limits = simulation.requests, limits_of(spec)
+    n = simulation.requests
     times = np.arange(1, n + 1) * 60 / simulation.rate
     failed = random.random(n) < simulation.error_rate
     latency = _median_ms(spec, simulation) * np.exp(_SIGMA * random.standard_normal(n))
     differences = random.normal(simulation.shift, simulation.noise, n)
-    flips = (random.random(n) < simulation.flips).astype(np.float64)
-    late = {
+    flips = random.random(n) < simulation.flips
+    arrivals = {
         limit.name: Arrivals(
             (times + simulation.delay)[limit.batch - 1 :: limit.batch],
             _late_values(random, n, guard, limit, simulation),
@@ -126,26 +126,41 @@ def simulated(spec: ModelSpec, simulation: Simulation, *, seed: int, every: int)
         for guard, limit in guarded(spec)
         if limit.late
     }
-    maturity = spec.maturity.total_seconds()
-    for asked, until in looks(times, every, simulation.delay + maturity if late else 0.0):
-        part = slice(asked.start, asked.stop)
-        tally = tally_of(failed[part], latency[part], slow_limits(limits))
-        ok = ~failed[part]
-        tally.difference, tally.absolute = summed(differences[part][ok]), summed(np.abs(differences[part][ok]))
-        tally.flips = summed(flips[part][ok])
-        tally.fallbacks = tally.errors
-        evidence = None
-        if late:
-            due = int(np.searchsorted(times, until - maturity, "right"))
-            came = int(np.searchsorted(times, until - simulation.delay, "right"))
-            evidence = LateEvidence(
-                until=START + timedelta(seconds=until),
-                answers=asked.stop,
-                due=min(due, asked.stop),
-                labelled=min(due, came),
-                observations={name: arrivals.by(until) for name, arrivals in late.items()},
-            )
-        yield Frame(START + timedelta(seconds=until), tally, None, evidence)
+
+    def observations() -> Iterator[Observation]:
+        columns = (times.tolist(), failed.tolist(), latency.tolist(), differences.tolist(), flips.tolist())
+        for number, (at, fails, ms, difference, flip) in enumerate(zip(*columns, strict=True)):
+            where = place(f"simulation-{seed}", str(number))
+            if fails:
+                yield Observation(at, place=where, failed=True, latency_ms=ms, stood_in=True)
+            else:
+                yield Observation(at, place=where, latency_ms=ms, differences=(difference,), flips=flip)
+
+    late = SimulatedLabels(times, simulation.delay, spec.maturity.total_seconds(), arrivals) if arrivals else None
+    return Traffic(START, observations(), late)
+
+
+class SimulatedLabels:
+    """Labels and outcomes that all take the same time. Seconds are since :data:`START`."""
+
+    def __init__(self, asked_s: Floats, delay: float, maturity: float, arrivals: Mapping[str, Arrivals]) -> None:
+        self._asked, self._delay, self._maturity, self._arrivals = asked_s, delay, maturity, arrivals
+
+    @property
+    def until(self) -> float:
+        return float(self._asked[-1]) + max(self._delay, self._maturity)
+
+    def by(self, seconds: float) -> LateEvidence:
+        due, came = (
+            int(np.searchsorted(self._asked, seconds - wait, "right")) for wait in (self._maturity, self._delay)
+        )
+        return LateEvidence(
+            until=START + timedelta(seconds=seconds),
+            answers=int(np.searchsorted(self._asked, seconds, "right")),
+            due=due,
+            labelled=min(due, came),
+            observations={name: arrivals.by(seconds) for name, arrivals in self._arrivals.items()},
+        )
 
 
 def _late_values(random: np.random.Generator, n: int, guard: object, limit: Limit, simulation: Simulation) -> Floats:
@@ -179,23 +194,9 @@ class Arrivals:
         return Sums(n=n, total=total, squares=squares, smallest=smallest, largest=largest)
 
 
-def looks(times: Floats, every: int, wait: float) -> Iterator[tuple[range, float]]:
-    """Which requests each look adds, and its time: after every so many, and then until all has come."""
-    for start in range(0, times.size, every):
-        stop = min(start + every, times.size)
-        yield range(start, stop), float(times[stop - 1])
-    for number in range(1, _LATER_LOOKS + 1 if wait else 0):
-        until = float(times[-1]) + (wait + _TAIL.total_seconds()) * number / _LATER_LOOKS
-        yield range(times.size, times.size), until
-
-
-def tally_of(failed: npt.NDArray[np.bool_], latency: Floats, slow: Mapping[str, float]) -> Tally:
-    """Requests as a tally: which failed, their latencies in ms, and the limits on latency by name."""
+def tally_of(latency: Floats) -> Tally:
+    """Requests as a tally, of their latencies in ms alone."""
     buckets = np.ceil(4 * np.log2(np.maximum(latency, 0.05) / 0.05)).astype(int)
-    over = {name: int(np.count_nonzero(latency > ms)) for name, ms in slow.items()}
     return Tally(
-        requests=failed.size,
-        errors=int(failed.sum()),
-        latency=np.bincount(np.minimum(buckets, BUCKETS - 1), minlength=BUCKETS).tolist(),
-        slow={name: count for name, count in over.items() if count},
+        requests=latency.size, latency=np.bincount(np.minimum(buckets, BUCKETS - 1), minlength=BUCKETS).tolist()
     )
