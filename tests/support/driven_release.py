@@ -260,4 +260,7 @@ async def _ask(app: App, number: int) -> None:
 def _driven(served: Served, control: Control, entered: Sequence[str]) -> Driven:
     ejection = served.ejection
     ejected_in = entered[ejection.generation - 1] if ejection else None
+    if ejection is None:
+        control.ended = None
+        control.look(served.status(), datetime.now(UTC))
     return Driven(tuple(entered), ejection, ejected_in, "rolled_back" if ejection else control.ended or "unfinished")

@@ -67,8 +67,10 @@ def replay(  # noqa: PLR0917 - one for each option
 ) -> None:
     """Show what a policy decides about recorded or simulated traffic, when, and how wrong.
 
-            spec = spec or specs.find(here, model)
-            _simulated(spec, _simulation(simulate), repeats, seed, rhythm, plot, as_json=as_json)
+    Without --simulate, --release or --candidate it replays the newest release in the ledger, by the spec that it was
+    opened with unless --policy names another. Every request is counted and judged as the gateway does, in the order in
+    which it did. A release that is replayed by its own spec changes steps where it did; with --policy, or for versions,
+    a step begins when the control plane would have gone on.
     """
     from airlock import specs
     from airlock.core.replay_traffic import Rhythm
@@ -87,13 +89,8 @@ def replay(  # noqa: PLR0917 - one for each option
             of_log = (release, candidate, champion, since, until, roles if roles != "logged" else None)
             if given := [f"--{name}" for name, value in _recorded(*of_log) if value]:
                 fail(f"--simulate makes up its traffic: leave {', '.join(given)} out", Exit.USAGE)
-<<<<<<< HEAD
-            _simulated(
-                spec or specs.find(here, model), _simulation(simulate), repeats, seed, look_every, plot, as_json=as_json
-            )
-=======
+            spec = spec or specs.find(here, model)
             _simulated(spec, _simulation(simulate), repeats, seed, rhythm, plot, as_json=as_json)
->>>>>>> c265f17 (Replay every request as the gateway counted it, each step by a clock of its own)
             return
         if repeats != 1:
             fail("a recorded log has happened once: --repeats goes with --simulate", Exit.USAGE)
