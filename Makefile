@@ -6,6 +6,8 @@ READY := $(VENV)/.airlock-ready
 ARGS ?=
 SYNC = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --compile-bytecode --all-extras --all-groups
 PYTEST ?= $(BIN)/pytest
+WORKERS ?= 2
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install lint test test-all bench bench-decisions demo clean
@@ -32,11 +34,11 @@ lint: $(READY)  ## style, types, import directions, specs, lock
 	$(BIN)/airlock spec lint
 	$(BIN)/uv lock --check --quiet
 
-test: lint  ## lint, then every test but the slow ones; one run through real Airflow among them
-	$(PYTEST) -m "not slow" $(ARGS)
+test: lint  ## lint, then every test but the slow ones, WORKERS=2 at a time; the story on a real Airflow among them
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 test-all: lint  ## lint, then every test
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) $(ARGS)
 
 bench: $(READY)  ## the gateway's requests a second, what Airflow adds to a training, what a look at all guards costs
 	$(BIN)/python tests/benchmarks/gateway_throughput.py $(ARGS)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,13 +21,32 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("airlock")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """With ``--dist loadfile``: files, and what starts a real Airflow as one piece."""
+    from tests.support.side_by_side import SideBySide
+
+    return SideBySide(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers begin with what takes long."""
+    if hasattr(config, "workerinput"):
+        from tests.support.side_by_side import by_length
+
+        by_length(items)
+
+
 @pytest.fixture(scope="session")
 def prepared_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache folder with the year of flights, parsed once for all tests."""
+    """The cache folder with the year of flights, parsed once for all tests and all workers."""
     from include.flight_delay import data
 
-    home = tmp_path_factory.mktemp("flights")
-    with pytest.MonkeyPatch.context() as patch:
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "flights"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         patch.setenv("AIRLOCK_HOME", str(home))
         data.prepared()
     return home / "cache"

@@ -37,7 +37,8 @@ from airlock.core.bundle import ONNX  # noqa: E402
 from airlock.core.route import Bundle, Route  # noqa: E402
 from airlock.core.spec import Input, Task  # noqa: E402
 from airlock.steps.conversion import to_onnx  # noqa: E402
-from tests.support.gateway_process import free_port, running_gateway  # noqa: E402
+from tests.support.gateway_process import running_gateway  # noqa: E402
+from tests.support.ports import free_port  # noqa: E402
 from tests.support.tiny_models import bundle, publish, route  # noqa: E402
 from tests.support.waiting import wait_until  # noqa: E402
 

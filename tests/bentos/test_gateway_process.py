@@ -20,7 +20,8 @@ from airlock.core.tally import GatewayStatus
 from airlock.gateway_client import GatewayClient
 from airlock.prediction_log import count, read
 from airlock.settings import Settings
-from tests.support.gateway_process import REPOSITORY, GatewayProcess, free_port, running_gateway
+from tests.support.gateway_process import REPOSITORY, GatewayProcess, running_gateway
+from tests.support.ports import free_port
 from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
 from tests.support.waiting import PATIENCE_S, wait_until
 

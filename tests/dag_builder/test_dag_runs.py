@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -30,12 +31,6 @@ rollout:
 """
 PLANS = {"toy": "canary", "green": "blue_green", "watched": "shadow_only"}
 LOADER = Path(__file__).parents[2] / "dags" / "model_releases.py"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

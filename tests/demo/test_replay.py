@@ -128,14 +128,14 @@ def test_a_fast_clock_asks_of_fewer_flights(gateway: Gateway) -> None:
 def test_a_braked_clock_slows_down_and_asks_of_more(gateway: Gateway) -> None:
     flights = Flights(an_hour=1)
     world = World(flights, gateway.url, START, key="flight_id", speed=24, max_rate=60)
-    world.brake(START + timedelta(hours=5760))
+    world.brake(START + timedelta(hours=14_400))
     world.start()
     wait_until(lambda: len(flights.asked) >= 9, "nine hours")
     world.stop()
     shares = [share for _, share in flights.asked]
     assert shares[0] == pytest.approx(60 / (24 * 40))
     assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(60 / (40 * (5760 - len(shares) + 1) / 240))
+    assert shares[-1] == pytest.approx(60 / (40 * (14_400 - len(shares) + 1) / 600))
 
 
 def test_a_clock_at_its_brake_stands_nearly_still_and_goes_on_at_once_when_told(gateway: Gateway) -> None:

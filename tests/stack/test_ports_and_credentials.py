@@ -17,6 +17,7 @@ from airlock.stack import Ports, PortTaken, exclusive, password_of, passwords_fi
 from airlock.stack.credentials import ROLES, credentials
 from airlock.stack.parts import PARTS, environment, parts
 from airlock.stack.state import StackState, write_state
+from tests.support.ports import free_base
 
 
 @pytest.fixture
@@ -26,19 +27,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Settings:
     monkeypatch.setenv("AIRLOCK_HOME", str(tmp_path))
     (tmp_path / "stack").mkdir()
     return settings.load()
-
-
-def free_base() -> int:
-    """A base whose three ports are free now."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            base = int(probe.getsockname()[1])
-        try:
-            Ports(base).require_free()
-        except (PortTaken, OverflowError):
-            continue
-        return base
 
 
 def test_a_taken_port_is_told_with_its_process_and_another_base() -> None:

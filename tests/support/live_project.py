@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -37,6 +36,7 @@ from airlock.stack import Stack, parts, password_of, processes, settings_of
 from airlock.stack.ports import Ports
 from airlock.stack.state import read_state, write_state
 from airlock.steps import evaluation, export, features, packaging, registry, snapshot, training, validation
+from tests.support.ports import free_base
 from tests.support.waiting import PATIENCE_S, wait_until
 
 T = TypeVar("T")
@@ -434,24 +434,6 @@ def running(projects: Mapping[str, Mapping[str, Any]]) -> Iterator[Live]:
             yield live
     finally:
         stack.down()
-
-
-def free_base() -> int:
-    """A base with three free ports."""
-    while True:
-        sockets = [socket.socket() for _ in range(3)]
-        try:
-            sockets[0].bind(("127.0.0.1", 0))
-            base = int(sockets[0].getsockname()[1])
-            for offset in (1, 2):
-                sockets[offset].bind(("127.0.0.1", base + offset))
-        except (OSError, OverflowError):
-            continue
-        else:
-            return base
-        finally:
-            for found in sockets:
-                found.close()
 
 
 def _has_dags(live: Live, projects: Mapping[str, Any]) -> bool:

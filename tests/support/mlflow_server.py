@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.gateway_process import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,6 @@ from airlock import settings as environment
 from airlock import specs
 from airlock.airflow_api import AirflowApi
 from airlock.core.errors import AirlockError, NotPossible
-from airlock.core.spec import ModelSpec
 from airlock.demo.feed import Feed
 from airlock.demo.home import fresh_home
 from airlock.demo.progress import Poll, Progress
@@ -43,6 +43,35 @@ def demo(console: Console, *, home: Path, port_base: int, speed: float = SPEED) 
         NotPossible: the folder is somebody else's, or a stack is up in it.
         PortTaken, Unavailable: the stack could not be started.
     """
+    with staged(console, home=home, port_base=port_base, speed=speed) as stage:
+        try:
+            stage.story.play()
+        finally:
+            stage.end()
+        summary = _summary(stage)
+        _show(console, summary, stage.settings)
+        yield summary
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A story that can be played, and what belongs to it. ``end`` stops its traffic; the stack stays up."""
+
+    story: Story
+    settings: Settings
+    world: World
+    ledger: Ledger
+    progress: Progress
+    peak: Callable[[], float]
+    end: Callable[[], None]
+
+
+@contextlib.contextmanager
+def staged(console: Console, *, home: Path, port_base: int, speed: float = SPEED) -> Iterator[Stage]:
+    """A fresh stack in ``home`` and a story that has not begun. The stack ends with the context.
+
+    Raises: as :func:`demo`.
+    """
     # The feed, the stack and the recipe in this process must agree on the folder.
     os.environ["AIRLOCK_HOME"] = str(home.resolve())
     base = environment.load()
@@ -55,15 +84,23 @@ def demo(console: Console, *, home: Path, port_base: int, speed: float = SPEED) 
         peak = cleanup.enter_context(watch_memory(stack))
         feed = Feed(spec, base)
         cleanup.callback(feed.close)
-        with progress.shown():
-            stack.up(port_base, owned=True, progress=lambda part, _: progress.say(f"{part} is healthy"))
-            progress.say(
-                f"airflow {stack.settings.airflow_url}  mlflow {stack.settings.mlflow_url}  gateway "
-                f"{stack.settings.gateway_url}; users and passwords: {passwords_file(stack.settings)}"
-            )
-            summary = _play(spec, stack.settings, feed, progress, speed, peak)
-        _show(console, summary, base)
-        yield summary
+        playing = cleanup.enter_context(contextlib.ExitStack())
+        playing.enter_context(progress.shown())
+        stack.up(port_base, owned=True, progress=lambda part, _: progress.say(f"{part} is healthy"))
+        settings = stack.settings
+        progress.say(
+            f"airflow {settings.airflow_url}  mlflow {settings.mlflow_url}  gateway "
+            f"{settings.gateway_url}; users and passwords: {passwords_file(settings)}"
+        )
+        api = playing.enter_context(AirflowApi(settings.airflow_url, ADMIN, password_of(settings, ADMIN)))
+        approver = playing.enter_context(AirflowApi(settings.airflow_url, APPROVER, password_of(settings, APPROVER)))
+        _wait_for_dags(api)
+        world = World(feed, f"{settings.gateway_url}/v1/models/{MODEL}/predict", APRIL, key=spec.data.key, speed=speed)
+        story = Story(spec, settings, api=api, approver=approver, feed=feed, world=world, progress=progress)
+        ledger = Ledger(settings.ledger_url)
+        playing.enter_context(Poll(0.5, lambda: _watch(progress, ledger, world)))
+        playing.callback(world.stop)
+        yield Stage(story, settings, world, ledger, progress, peak, playing.close)
 
 
 def _take_down(stack: Stack) -> None:
@@ -86,28 +123,15 @@ def _prepare(console: Console, stack: Stack, settings: Settings) -> None:
             console.print(f"removed what an earlier demo left in {settings.home}")
 
 
-def _play(
-    spec: ModelSpec, settings: Settings, feed: Feed, progress: Progress, speed: float, peak: Callable[[], float]
-) -> Summary:
-    with contextlib.ExitStack() as cleanup:
-        api = cleanup.enter_context(AirflowApi(settings.airflow_url, ADMIN, password_of(settings, ADMIN)))
-        approver = cleanup.enter_context(AirflowApi(settings.airflow_url, APPROVER, password_of(settings, APPROVER)))
-        _wait_for_dags(api)
-        world = World(feed, f"{settings.gateway_url}/v1/models/{MODEL}/predict", APRIL, key=spec.data.key, speed=speed)
-        story = Story(spec, settings, api=api, approver=approver, feed=feed, world=world, progress=progress)
-        ledger = Ledger(settings.ledger_url)
-        cleanup.enter_context(Poll(0.5, lambda: _watch(progress, ledger, world)))
-        try:
-            story.play()
-        finally:
-            world.stop()
+def _summary(stage: Stage) -> Summary:
+    story, world, ledger = stage.story, stage.world, stage.ledger
     traffic = world.traffic(latencies=True)
     champion = ledger.champion(MODEL)
     ordered = sorted(traffic.latencies)
     return Summary(
         ok=all(act.ok for act in story.acts) and traffic.failed == 0,
-        seconds=round(progress.seconds, 1),
-        peak_memory_mb=round(peak(), 1),
+        seconds=round(stage.progress.seconds, 1),
+        peak_memory_mb=round(stage.peak(), 1),
         acts=tuple(story.acts),
         client=Client(
             requests=traffic.requests,
@@ -121,7 +145,7 @@ def _play(
         ),
         champion=Champion(version=champion.version, digest=champion.bundle.digest) if champion else None,
         rollback=story.observed.rollback,
-        urls=_urls(settings, story.observed.report),
+        urls=_urls(stage.settings, story.observed.report),
     )
 
 

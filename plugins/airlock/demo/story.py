@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -54,7 +54,6 @@ class Observed:
     serving_after: float | None = None
     rollback: Rollback | None = None
     report: str | None = None
-    ejections: list[Ejection] = field(default_factory=list)
 
 
 class Story:
@@ -95,32 +94,36 @@ class Story:
 
     def play(self) -> None:
         """Play every act; one that fails ends the story, and the later ones are told as not reached."""
-        scenes: tuple[tuple[str, Callable[[], str]], ...] = (
-            ("the first training, on data up to the end of March", self._train),
-            ("no champion yet: approval, Bento, serving; April begins", self._first_release),
-            ("more data, a better candidate: shadow, 5, 25, 50, 100 %", self._canary),
-            ("two that are good offline and bad in production", self._bad_candidates),
-            ("the summer storms: drift starts a training by itself", self._drift),
-        )
-        broken = False
-        for number, (name, (title, scene)) in enumerate(zip(ACTS, scenes, strict=True), start=1):
-            if broken:
-                self.acts.append(Act(name=name, ok=False, seconds=0.0, detail="not reached"))
-                continue
-            self._progress.act(number, name, title)
-            began = time.monotonic()
-            try:
-                detail = scene()
-            except Exception as error:  # noqa: BLE001 - whatever ended it, the summary tells it
-                broken = True
-                said = str(error) if isinstance(error, AirlockError) else f"{type(error).__name__}: {error}"
-                seen = self._runs.diagnosis()
-                for line in (said, *seen):
-                    self._progress.say(line, style="red")
-                detail = "\n".join((said, *seen))
+        for name in ACTS:
+            if all(act.ok for act in self.acts):
+                self.acts.append(self.play_act(name))
             else:
-                self._progress.say(detail, style="green")
-            self.acts.append(Act(name=name, ok=not broken, seconds=round(time.monotonic() - began, 1), detail=detail))
+                self.acts.append(Act(name=name, ok=False, seconds=0.0, detail="not reached"))
+
+    def play_act(self, name: str) -> Act:
+        """Play one act. The third and the fourth may be played again and again, once the ones before were."""
+        scenes: dict[str, tuple[str, Callable[[], str]]] = {
+            "train": ("the first training, on data up to the end of March", self._train),
+            "first_release": ("no champion yet: approval, Bento, serving; April begins", self._first_release),
+            "canary_promoted": ("more data, a better candidate: shadow, 5, 25, 50, 100 %", self._canary),
+            "bad_candidate_rolled_back": ("two that are good offline and bad in production", self._bad_candidates),
+            "drift_retrained": ("the summer storms: drift starts a training by itself", self._drift),
+        }
+        title, scene = scenes[name]
+        self._progress.act(ACTS.index(name) + 1, name, title)
+        began, ok = time.monotonic(), True
+        try:
+            detail = scene()
+        except Exception as error:  # noqa: BLE001 - whatever ended it, the summary tells it
+            ok = False
+            said = str(error) if isinstance(error, AirlockError) else f"{type(error).__name__}: {error}"
+            seen = self._runs.diagnosis()
+            for line in (said, *seen):
+                self._progress.say(line, style="red")
+            detail = "\n".join((said, *seen))
+        else:
+            self._progress.say(detail, style="green")
+        return Act(name=name, ok=ok, seconds=round(time.monotonic() - began, 1), detail=detail)
 
     def _train(self) -> str:
         opening = threading.Thread(target=self._open, name="open", daemon=True)
@@ -138,7 +141,6 @@ class Story:
         with GatewayClient(self._settings.gateway_url) as gateway:
             self._runs.until(gateway.ready, "the gateway to be ready", self._routed)
         self.observed.serving_after = self._progress.seconds
-        self._world.brake(SUMMER)
         self._world.start()
         self._replaying = True
         self._runs.until(lambda: self._world.traffic().requests >= 200, "the first 200 answers", self._replayed)
@@ -150,6 +152,7 @@ class Story:
                 f"flights are asked about until there are new labels to learn from, {SECOND_TRAINING:%d %B}"
             )
         self._reached(SECOND_TRAINING)
+        self._world.brake(SUMMER)
         before = self._world.traffic()
         self._trained({"until": self._world.now.isoformat()})
         release = self._runs.released(self._runs.started("release"), Phase.PROMOTED)
@@ -171,18 +174,17 @@ class Story:
             # The champion stays whatever becomes of the first, so the second can be judged against it already.
             trainings.append(self._runs.start("train", {"until": self._world.now.isoformat(), **_RAISING}))
 
-        told = [self._rolled_back(self._runs.started("release"), approved=train_second)]
-        ejection = self.observed.ejections[0]
+        first, told = self._rolled_back(self._runs.started("release"), approved=train_second)
         self.observed.rollback = Rollback(
-            requests_to_detect=ejection.requests,
-            seconds_to_detect=round(ejection.seconds, 3),
+            requests_to_detect=first.requests,
+            seconds_to_detect=round(first.seconds, 3),
             failed_requests=self._world.traffic().failed - failed,
         )
         self._runs.completed(trainings[0])
-        told.append(self._rolled_back(self._runs.started("release")))
+        _, told_second = self._rolled_back(self._runs.started("release"))
         lost = self._world.traffic().failed - failed
         self._require(lost == 0, f"{lost} requests were lost: {self._world.traffic().first_failure}")
-        return "; ".join(told) + "; no request was lost"
+        return f"{told}; {told_second}; no request was lost"
 
     def _drift(self) -> str:
         self._progress.say(f"the replay skips from {self._world.now:%d %B} to {STORMS_BEGIN:%d %B}")
@@ -221,17 +223,16 @@ class Story:
         evaluated = self._runs.returned(run, "evaluate_gates")
         return version, [Verdict.model_validate(verdict) for verdict in evaluated["verdicts"]]
 
-    def _rolled_back(self, run: Run, approved: Callable[[], None] = lambda: None) -> str:
+    def _rolled_back(self, run: Run, approved: Callable[[], None] = lambda: None) -> tuple[Ejection, str]:
         release = self._runs.released(run, Phase.ROLLED_BACK, approved)
         path = self._settings.ejections / f"{MODEL}.json"
         self._require(path.exists(), f"version {release.version} was rolled back, but not by the gateway itself")
         ejection = Ejection.model_validate_json(path.read_bytes())
         ejected = ejection.version == release.version
         self._require(ejected, f"the gateway ejected version {ejection.version}, not {release.version}")
-        self.observed.ejections.append(ejection)
         alone = f"version {release.champion} to answer alone"
         self._runs.until(lambda: self._champion() == release.champion, alone, self._routed)
-        return (
+        return ejection, (
             f"version {release.version} ejected after {ejection.requests} requests and {ejection.seconds:.1f} s: "
             f"{ejection.reason}"
         )

@@ -20,7 +20,7 @@ from airlock.demo.feed import Tick
 _TICK = timedelta(hours=1)
 _CLIENTS = 4
 _TIMEOUT = 30.0
-_HORIZON = 240.0
+_HORIZON = 600.0
 """Seconds that the rest of the way to a brake's moment would take at the speed of now."""
 _SLOWEST = 1 / 3600
 _FLIGHTS_AN_HOUR = 40  # on average over the year, day and night: 336,776 / 8,760
