@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import hypothesis
 import pytest
 
 from airlock import settings
+from airlock.ledger import Ledger
 from tests.support import postgres
 
 # Machines are shared: how long an example took says nothing about the code.
@@ -61,6 +63,16 @@ def flights_home(prepared_flights: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AIRLOCK_HOME", str(home))
     monkeypatch.setenv("AIRLOCK_PROJECT", str(Path(__file__).parents[1]))
     return settings.load()
+
+
+@pytest.fixture(scope="session")
+def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger with its tables and nothing in them: to make those takes longer than most tests."""
+    path = tmp_path_factory.mktemp("ledger") / "empty.db"
+    Ledger(f"sqlite:///{path}").models()
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ MODEL = "m"
 
 
 @pytest.fixture
-def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseControl:
+def control(tmp_path: Path, empty_ledger: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseControl:
     """A home and a project with one promoted version of a small model, and nothing that runs."""
     project = tmp_path / "project"
     (project / "dags" / "models").mkdir(parents=True)
@@ -31,6 +32,7 @@ def control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReleaseControl:
     monkeypatch.setenv("AIRLOCK_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("AIRLOCK_PROJECT", str(project))
     (tmp_path / "home").mkdir()
+    shutil.copy(empty_ledger, tmp_path / "home" / "ledger.db")
     for part in ("AIRFLOW", "MLFLOW", "GATEWAY"):
         monkeypatch.setenv(f"AIRLOCK_{part}_URL", "http://127.0.0.1:1")
     # Nothing answers there, however often it is asked.

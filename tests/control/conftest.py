@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,6 @@ from airlock.control import ReleaseControl
 from airlock.ledger import Ledger
 from airlock.settings import Settings
 from tests.support.control import Clock, FakeAliases, spec_of
-
-
-@pytest.fixture(scope="session")
-def empty_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ledger with its tables and nothing in them: to make those takes longer than most tests."""
-    path = tmp_path_factory.mktemp("ledger") / "empty.db"
-    Ledger(f"sqlite:///{path}").models()
-    with sqlite3.connect(path) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return path
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -41,13 +42,14 @@ rollout:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, empty_ledger: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``AIRLOCK_HOME`` of a project whose only spec is ``toy``."""
     models = tmp_path / "project" / "dags" / "models"
     models.mkdir(parents=True)
     (models / "toy.yaml").write_text(SPEC)
     home = tmp_path / "home"
     home.mkdir()
+    shutil.copy(empty_ledger, home / "ledger.db")
     monkeypatch.setenv("AIRLOCK_PROJECT", str(tmp_path / "project"))
     monkeypatch.setenv("AIRLOCK_HOME", str(home))
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "airflow"))
