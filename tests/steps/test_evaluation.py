@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from airlock.core.errors import ArtifactCorrupt, GateRefused, NotFound
@@ -333,3 +335,19 @@ def test_a_bundle_that_changed_in_the_store_is_refused(house: House, candidate: 
 def test_a_key_cannot_reach_into_the_query(house: House, candidate: OnnxRef) -> None:
     with pytest.raises(ValueError, match="single quote"):
         house.registry().register(SPEC, house.judged(candidate), key="x' OR '1'='1")
+
+
+def test_a_busy_machine_makes_no_model_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every seventh run is interrupted for 36 ms; one row in fifty is slow by itself."""
+    clock = SimpleNamespace(now=0.0, runs=0, perf_counter=lambda: clock.now)
+
+    def run(row: int) -> None:
+        clock.runs += 1
+        clock.now += 0.036 if clock.runs % 7 == 0 else 0.012 if row % 50 == 0 else 0.0001
+
+    monkeypatch.setattr(evaluation, "time", clock)
+    model: Any = SimpleNamespace(feeds=lambda rows: int(rows["n"].iloc[0]), run=run)
+    taken = evaluation.latencies(model, pd.DataFrame({"n": range(600)}))
+    assert len(taken) == 500
+    assert taken.max() == pytest.approx(12)
+    assert np.count_nonzero(taken > 1) == 10
