@@ -141,7 +141,7 @@ class TestCalibration:
         scores = np.repeat([0.2, 0.7, 0.9], [40, 40, 20])
         labels = np.repeat([1.0, 0.0, 1.0, 0.0, 1.0], [12, 28, 30, 10, 20])
         found = calibration(labels, scores, 3)
-        assert found.error.estimate == pytest.approx(0.08)
+        assert found.measured == pytest.approx(0.08)
         assert found.in_the_large.estimate == pytest.approx(0.08)
         assert [each.rows for each in found.bins] == [40, 40, 20]
         assert [each.share for each in found.bins] == [0.3, 0.75, 1.0]
@@ -151,7 +151,7 @@ class TestCalibration:
         scores = rng.beta(2, 5, 2000)
         labels = (rng.random(2000) < scores**1.3).astype(float)
         shares, probabilities = calibration_curve(labels, scores, n_bins=10, strategy="quantile")
-        assert calibration(labels, scores, 10).error.estimate == pytest.approx(np.mean(np.abs(shares - probabilities)))
+        assert calibration(labels, scores, 10).measured == pytest.approx(np.mean(np.abs(shares - probabilities)))
 
 
 def mann_whitney(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -106,7 +106,7 @@ class FairnessGate(GatePolicy):
 
 
 class CalibrationGate(GatePolicy):
-    """The expected calibration error over ``bins`` of equal count is at most ``max_error``.
+    """The expected calibration error over ``bins`` of equal count, without what chance adds, is at most ``max_error``.
 
     Passed when its interval lies within the bound, failed when it lies beyond it, open between.
     """

@@ -163,7 +163,7 @@ def _compared(mine: float, theirs: float, evidence: GateEvidence) -> dict[str, f
 
 
 def calibrated(gate: CalibrationGate, evidence: GateEvidence) -> Verdict:
-    """By the interval of the expected calibration error."""
+    """By the interval of the debiased expected calibration error: a pass needs the upper bound within the limit."""
     only_classification(evidence, "a calibration gate")
     labels, scores = labels_of(evidence), candidate_scores(evidence)
     found = calibration(labels, scores, gate.bins, confidence=CONFIDENCE)
@@ -173,8 +173,8 @@ def calibrated(gate: CalibrationGate, evidence: GateEvidence) -> Verdict:
         name=gate.kind,
         status=status,
         reason=(
-            f"expected calibration error is {span(found.error)} over {len(found.bins)} bins of {labels.size} rows; at "
-            f"most {gate.max_error:g} is allowed{needed}. On the whole {abs(off.estimate):.2%} "
+            f"debiased expected calibration error is {span(found.error)} over {len(found.bins)} bins of {labels.size} "
+            f"rows; at most {gate.max_error:g} is allowed{needed}. On the whole {abs(off.estimate):.2%} "
             f"{'more' if off.estimate >= 0 else 'fewer'} rows are positive than predicted"
         ),
         metric="expected_calibration_error",
@@ -185,7 +185,8 @@ def calibrated(gate: CalibrationGate, evidence: GateEvidence) -> Verdict:
         n=labels.size,
         details={
             "confidence_of_each_bound": CONFIDENCE,
-            "method": "bins of equal count, bounds by the simultaneous confidence ellipsoid of the bins' errors",
+            "method": "bins of equal count, debiased, bounds by the noncentral chi-squared sum of the bins' errors",
+            "measured": found.measured,
             "in_the_large": off._asdict(),
             "bins": [each._asdict() for each in found.bins],
         },
