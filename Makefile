@@ -47,6 +47,7 @@ bench: $(READY)  ## the gateway's requests a second, what Airflow adds to a trai
 
 bench-decisions: $(READY)  ## how often guards take back a good version, and how soon they find a bad one
 	$(BIN)/python tests/benchmarks/decision_quality.py $(ARGS)
+	$(BIN)/python tests/benchmarks/small_samples.py
 
 demo: $(READY)  ## the whole story on real tools; ARGS="--exit --summary out.json" ends by itself
 	@$(BIN)/airlock demo $(ARGS)

@@ -84,7 +84,7 @@ def test_chance_is_taken_off() -> None:
 
 @pytest.mark.parametrize(("rows", "bound", "least"), [(2000, 0.05, 0.95), (5000, 0.03, 0.9)])
 def test_a_perfect_model_passes_where_there_are_rows_enough(rows: int, bound: float, least: float) -> None:
-    """200 samples; seed 52. With the bounds around the measured error 11 % passed 0.05 with 2,000 rows."""
+    """200 samples; seed 52. By bounds around the measured error 2 % passed 0.05 with 2,000 rows."""
     rng, passed = np.random.default_rng(52), 0
     for _ in range(200):
         scores = rng.beta(2, 6, rows) * 0.9
