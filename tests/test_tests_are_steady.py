@@ -105,8 +105,10 @@ def _reads(node: ast.AST, measured: set[str], names: dict[str, str]) -> bool:
         return True
     if isinstance(node, ast.Call):
         called = _called(node, names)
-        if called in CLOCKS or called == "len":
-            return called in CLOCKS  # how many there are is no time
+        if called in CLOCKS or called.endswith("loop().time"):
+            return True
+        if called == "len":
+            return False  # how many there are is no time
     return any(_reads(child, measured, names) for child in ast.iter_child_nodes(node))
 
 
@@ -172,6 +174,7 @@ HOLDING = [
     "tries = []\ntries.append((time.monotonic() - began, said))\nassert all(1 < seconds < 9 for seconds, _ in tries)",
     "self.began = time.monotonic()\nassert 3 > now() - self.began",
     "if (took := timeit.timeit(work)) > 2:\n    pytest.fail(str(took))",
+    "began = asyncio.get_running_loop().time()\nassert asyncio.get_running_loop().time() - began < 1",
     "start = time.time_ns()\nassert (time.time_ns() - start) / 1e9 <= 1.5",
 ]
 ALLOWED = [

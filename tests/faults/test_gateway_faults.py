@@ -127,7 +127,8 @@ def test_f10_a_candidate_s_session_dies_at_half_of_the_traffic(tmp_path: Path) -
 
 def test_f11_a_candidate_hangs(tmp_path: Path) -> None:
     """It was quick and is asked on the event loop when it stops coming back."""
-    publish(tmp_path, canary(tmp_path, hangs_above=("distance", 9000.0)))
+    hanging = canary(tmp_path, hangs_above=("distance", 9000.0))
+    publish(tmp_path, hanging.model_copy(update={"timeout_ms": 500.0}).sealed())
     with running_gateway(tmp_path, "/readyz") as gateway:
         control = GatewayClient(gateway.url)
         clients = Clients(gateway.url)

@@ -169,7 +169,7 @@ def route(
     limits: tuple[Limit, ...] = (),
     pins: tuple[Pin, ...] = (),
     others: Mapping[str, Bundle] | None = None,
-    timeout_ms: float = 250.0,
+    timeout_ms: float = 1_000.0,
 ) -> Route:
     """A route with version 1 as champion and, if there is one, version 2 as candidate.
 
