@@ -118,6 +118,10 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
 
 def _at_deadline(spec: ModelSpec, step: PlannedStep, reason: str, verdicts: tuple[Verdict, ...]) -> Decision:
     if spec.rollout.on_deadline == "rollback":
+        reason = (
+            f"{reason}. No guard was broken; it only never passed. Release it again with a later rollout.deadline, or "
+            "with on_deadline: hold, which leaves it to a person to extend, promote or abort it"
+        )
         return Decision(action="roll_back", reason=reason, verdicts=verdicts)
     reason = f"{reason}. It stays at {step.weight:g} % until somebody extends and resumes, promotes or aborts it"
     return Decision(action="hold", reason=reason, verdicts=verdicts)

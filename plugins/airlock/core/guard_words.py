@@ -87,6 +87,11 @@ def unit(limit: Limit) -> str:
     return "labelled answers" if limit.batch == 1 else f"batches of {limit.batch} labelled answers"
 
 
+def measured(limit: Limit, value: float) -> str:
+    """A value in the units of the limit's bound."""
+    return percent(value) if limit.signal in ("errors", "slow", "fallbacks", "flips") else f"{value:.3g}"
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 

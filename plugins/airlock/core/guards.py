@@ -17,6 +17,7 @@ from airlock.core import guard_words as words
 from airlock.core.counters import Counters
 from airlock.core.guard_words import Seen
 from airlock.core.limits import guarded, limits_of, slow_limits
+from airlock.core.pass_rule import no_pass_yet
 from airlock.core.route import Limit
 from airlock.core.sequential import (
     ASYMPTOTIC_MINIMUM,
@@ -31,6 +32,7 @@ from airlock.core.sequential import (
 from airlock.core.tally import LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
 from airlock.core.windows import COUNTS, Window, hush, is_quiet, windows
+from airlock.core.windows import seen as observed
 
 __all__ = ["breach", "guarded", "judge", "limits_of", "slow_limits"]
 
@@ -69,8 +71,8 @@ def judge(
     differences of answers are already paired in the candidate's own counters. ``late`` is the evidence of late
     limits; without it they are ``INCONCLUSIVE``.
 
-    ``PASS`` needs the limit's minimum sample, and of a late limit mature labels of which not too many are missing;
-    ``FAIL`` does not; sums that cannot be true are ``ERROR``.
+    ``PASS`` needs the limit's minimum sample, estimates that keep the bound (core/pass_rule.py), and of a late limit
+    mature labels of which not too many are missing; ``FAIL`` does not; sums that cannot be true are ``ERROR``.
     """
     return tuple(_judge_late(limit, late) if limit.late else _judge_live(limit, counters, champion) for limit in limits)
 
@@ -92,7 +94,19 @@ def _judge_live(limit: Limit, counters: Counters, champion: Tally | None) -> Ver
         return _verdict(limit, Status.INCONCLUSIVE, words.too_few(limit, seen.n, needed), seen, interval, details)
     said = words.found(limit, total, seen, interval)
     reason = f"{said}; the guard allows {words.allowed(limit)}{words.champions(details)}"
+    if open_ := no_pass_yet(limit, seen, _of_step(limit, counters)):
+        return _verdict(limit, Status.INCONCLUSIVE, f"{reason}; {open_}", seen, interval, details)
     return _verdict(limit, Status.PASS, reason, seen, interval, details)
+
+
+def _of_step(limit: Limit, counters: Counters) -> Seen:
+    """What the current step observed of a live limit: of counts in the role that the step has.
+
+    That is the served requests wherever there are any, however well the shadow beside them does.
+    """
+    if limit.signal in COUNTS and (served := observed(limit, counters.served.step)).n:
+        return served
+    return observed(limit, counters.all.step)
 
 
 def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
@@ -114,7 +128,7 @@ def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
     if seen.n < needed:
         reason = f"{words.too_few(limit, seen.n, needed)}; {come}"
         return _verdict(limit, Status.INCONCLUSIVE, reason, seen, interval, details)
-    if unripe := _unripe(limit, late, seen, details):
+    if unripe := no_pass_yet(limit, seen, None) or _unripe(limit, late, seen, details):
         return _verdict(limit, Status.INCONCLUSIVE, f"{said}; {come}; {unripe}", seen, interval, details)
     return _verdict(limit, Status.PASS, f"{said}; {come}", seen, interval, details)
 

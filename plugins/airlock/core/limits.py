@@ -42,6 +42,7 @@ def guarded(spec: ModelSpec) -> tuple[tuple[Guard, Limit], ...]:
     for guard in spec.guards:
         for name, side, fields in _bounds(guard, spec.task is Task.CLASSIFICATION):
             wanted = {"minimum": math.ceil(guard.min_requests / fields.get("batch", 1)), **fields}
+            wanted["ceiling"] = _ceiling(guard, fields["bound"])
             if fields["signal"] == "late":
                 wanted["min_answers"] = guard.min_requests
                 wanted["max_missing"] = None if isinstance(guard, BusinessMetricGuard) else spec.label.max_missing
@@ -69,6 +70,24 @@ def slow_limits(limits: Iterable[Limit]) -> dict[str, float]:
 
 def _limiting(fields: dict[str, Any]) -> float:
     return float(fields.get("over_ms", fields["bound"]))
+
+
+def _ceiling(guard: Guard, bound: float) -> float | None:
+    """What the upper end of a pass's interval must lie below: twice the bound, where twice of it means anything."""
+    match guard:
+        case PairedLossGuard():
+            return None
+        case LabelMetricGuard():
+            if guard.margin is not None:
+                return None
+            twice = 4 * bound if guard.metric == "rmse" else 2 * bound  # of an RMSE the bound is squared
+        case BusinessMetricGuard():
+            if guard.max is None or guard.range[0] < 0:
+                return None
+            twice = 2 * bound
+        case _:
+            twice = 2 * bound
+    return twice if bound > 0 and math.isfinite(twice) else None
 
 
 def _steps(spec: ModelSpec) -> int:

@@ -47,7 +47,8 @@ class Limit(BaseModel):
     ``minimum`` counts observations: a pass needs so many. Of a late limit ``min_answers`` counts answers, which are
     not the same where a batch makes one observation: so many must be old enough for their label to be due.
     ``max_missing`` is the share of the due labels that may be missing and are taken for like the rest; beyond it every
-    missing one counts as the worst. Unset: nothing is due for each answer, as of outcomes.
+    missing one counts as the worst. Unset: nothing is due for each answer, as of outcomes. ``ceiling`` is what the
+    upper end of the estimate's 80 % interval must lie below for a pass; unset: the estimates alone decide.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -65,6 +66,7 @@ class Limit(BaseModel):
     least: float = 0.0
     batch: Annotated[int, Field(ge=1)] = 1
     observed: str = ""
+    ceiling: float | None = Field(None, description="a pass needs the estimate's 80 % interval to end below it")
 
     @property
     def late(self) -> bool:
