@@ -3,8 +3,8 @@
     python tests/benchmarks/operating_characteristic.py [--rollouts 1000] [--json out.json] [--plots docs/images]
 
 The truth goes from 0.2 to 3 times the bound. Each release has the default plan (a shadow and four canary steps, ten
-minutes each) and a deadline of two hours a step, and is judged once a minute by the real functions, through
-core/replay.py; the gateway looks after every request, and is up to a minute sooner. One guard, the whole budget:
+minutes each) and a deadline of two hours a step, and is judged once a minute by the real functions: ``breach`` as the
+gateway does, which looks after every request and is up to a minute sooner, and ``decide``. One guard, the whole budget:
 
     errors  error_rate, at most 0.5 %
     shift   prediction_shift, max_mean 0.01; differences are normal with a deviation of 0.05
@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -33,10 +33,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
 from airlock.core import guards  # noqa: E402
-from airlock.core.replay import Frame, replay  # noqa: E402
-from airlock.core.replay_report import ReplayReport  # noqa: E402
+from airlock.core.counters import Counters  # noqa: E402
+from airlock.core.decide import Decision, Evidence, decide  # noqa: E402
+from airlock.core.guards import breach, limits_of  # noqa: E402
+from airlock.core.release import Phase, PlannedStep, Release, plan  # noqa: E402
+from airlock.core.route import Bundle  # noqa: E402
 from airlock.core.spec import ModelSpec  # noqa: E402
-from airlock.core.tally import Sums, Tally  # noqa: E402
+from airlock.core.tally import GatewayStatus, Role, Tally  # noqa: E402
+from airlock.steps.observations import summed  # noqa: E402
 
 TRUTHS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 """How often the truth holds the bound."""
@@ -49,7 +53,6 @@ GUARDS: dict[str, dict[str, Any]] = {
     "shift": {"kind": "prediction_shift", "max_mean": 0.01},
 }
 _DEVIATION = 0.05
-_MINUTES = 5 * 120
 _ENDS = ("promoted", "breach", "deadline")
 _COLOURS = {"promoted": "#0b6e4f", "breach": "#c1440e", "deadline": "#d19a00"}
 
@@ -68,19 +71,19 @@ def spec_of(guard: str) -> ModelSpec:
     )
 
 
-def frames(guard: str, rate: int, truth: float, seed: int) -> Iterator[Frame]:
-    """A frame a minute, for as long as a release may take."""
-    rng = np.random.default_rng(seed)
-    for minute in range(1, _MINUTES + 1):
-        tally = Tally(requests=rate)
-        if guard == "errors":
-            tally.errors = int(rng.binomial(rate, truth * GUARDS[guard]["max"]))
-        else:
-            values = rng.normal(truth * GUARDS[guard]["max_mean"], _DEVIATION, rate)
-            total, squares = float(values.sum()), float(values @ values)
-            ends = {"smallest": float(values.min()), "largest": float(values.max())}
-            tally.difference = Sums(n=rate, total=total, squares=squares, **ends)
-        yield Frame(START + timedelta(minutes=minute), tally)
+class Candidate:
+    """A source of what a candidate does, whose truth is known."""
+
+    def __init__(self, guard: str, truth: float, seed: int) -> None:
+        (self._bound,) = (value for name, value in GUARDS[guard].items() if name.startswith("max"))
+        self._guard, self._truth, self._rng = guard, truth, np.random.default_rng(seed)
+
+    def asked(self, n: int) -> Tally:
+        """What it does with ``n`` requests."""
+        if self._guard == "errors":
+            return Tally(requests=n, errors=int(self._rng.binomial(n, self._truth * self._bound)))
+        values = self._rng.normal(self._truth * self._bound, _DEVIATION, n)
+        return Tally(requests=n, difference=summed(values))
 
 
 @contextlib.contextmanager
@@ -90,10 +93,76 @@ def any_pass() -> Iterator[None]:
         yield
 
 
-def ending(report: ReplayReport) -> str:
-    if report.ending == "promoted":
-        return "promoted"
-    return "deadline" if report.reason.startswith("no decision within") else "breach"
+class Ended(NamedTuple):
+    how: str
+    requests: int
+
+
+def release_of(spec: ModelSpec, candidate: Candidate, rate: int) -> Ended:
+    """Take a candidate through its plan, minute by minute; what it does not serve it is asked in shadow."""
+    limits, counters = limits_of(spec), Counters()
+    total: dict[Role, Tally] = {"served": Tally(), "shadow": Tally()}
+    for place, step in enumerate(plan(spec)[1:]):
+        if place:
+            counters.begin_step()
+        of_step: dict[Role, Tally] = {"served": Tally(), "shadow": Tally()}
+        for minute in itertools.count(1):
+            served = round(rate * step.weight / 100)
+            asked: dict[Role, int] = {"served": served, "shadow": rate - served}
+            for role, n in asked.items():
+                tally = candidate.asked(n) if n else Tally()
+                counters.include(role, tally)
+                of_step[role], total[role] = of_step[role] + tally, total[role] + tally
+            counters.restart_if_due()
+            requests = counters.all.sums.requests
+            if breach(limits, counters):
+                return Ended("breach", requests)
+            if minute * 60 < step.bake.total_seconds():
+                continue
+            action = _decided(spec, step, counters, total, of_step, minute).action
+            if action == "roll_back":
+                return Ended("deadline", requests)
+            if action == "advance":
+                break
+    return Ended("promoted", requests)
+
+
+def _decided(
+    spec: ModelSpec,
+    step: PlannedStep,
+    counters: Counters,
+    total: dict[Role, Tally],
+    of_step: dict[Role, Tally],
+    minute: int,
+) -> Decision:
+    release = Release(
+        id="r",
+        model="m",
+        version="2",
+        champion="1",
+        bundle=Bundle(path="/b", digest="sha256:" + "0" * 64),
+        phase=Phase.SHADOW if step.role == "shadow" else Phase.CANARY,
+        step=step.name,
+        generation=1,
+        entered_at=START,
+    )
+    status = GatewayStatus(
+        model="m",
+        generation=1,
+        checksum="",
+        release="r",
+        rollout_step=step.name,
+        champion="1",
+        candidate="2",
+        share=step.weight,
+        loaded=("1", "2"),
+        since=START,
+        observed_s=60.0 * minute,
+        step={"2": {str(role): tally for role, tally in of_step.items()}},
+        total={"2": {str(role): tally for role, tally in total.items()}},
+        checkpoints=counters.checkpoints,
+    )
+    return decide(spec, release, Evidence(gateway=status), START + timedelta(minutes=minute))
 
 
 def cell(guard: str, rate: int, truth: float, rollouts: int, seed: int) -> dict[str, Any]:
@@ -101,31 +170,14 @@ def cell(guard: str, rate: int, truth: float, rollouts: int, seed: int) -> dict[
     spec = spec_of(guard)
     found: dict[str, Any] = {"guard": guard, "rate": rate, "truth": truth, "rollouts": rollouts, "seed": seed}
     for rule, applied in (("airlock", contextlib.nullcontext()), ("no breach", any_pass())):
+        found[rule] = {}
         with applied:
-            reports = [_run(spec, guard, rate, truth, seed + 1000 * run) for run in range(rollouts)]
-        ends = [ending(report) for report in reports]
-        found[rule] = {end: ends.count(end) for end in _ENDS}
-        for end in _ENDS:
-            asked = [report.decisions[-1].request for report, of in zip(reports, ends, strict=True) if of == end]
-            found[rule][f"{end} after"] = statistics.median(asked) if asked else None
+            ends = [release_of(spec, Candidate(guard, truth, seed + 1000 * run), rate) for run in range(rollouts)]
+        for how in _ENDS:
+            asked = [end.requests for end in ends if end.how == how]
+            found[rule][how] = len(asked)
+            found[rule][f"{how} after"] = statistics.median(asked) if asked else None
     return found
-
-
-def _run(spec: ModelSpec, guard: str, rate: int, truth: float, seed: int) -> ReplayReport:
-    """The frames end with the release: what comes after it would only cost time."""
-    ended = False
-
-    def until_ended() -> Iterator[Frame]:
-        for frame in frames(guard, rate, truth, seed):
-            if ended:
-                return
-            yield frame
-
-    def watch(glance: Any) -> None:
-        nonlocal ended
-        ended = glance.step in ("promoted", "rolled_back", "held", "completed")
-
-    return replay(spec, until_ended(), watch)
 
 
 def measure(
