@@ -34,7 +34,7 @@ from airlock.core.verdict import Status, Verdict
 from airlock.core.windows import COUNTS, Window, hush, is_quiet, windows
 from airlock.core.windows import seen as observed
 
-__all__ = ["breach", "guarded", "judge", "limits_of", "slow_limits"]
+__all__ = ["breach", "guarded", "judge", "limits_of", "may_pass", "slow_limits"]
 
 _BATCHES_MINIMUM = 5
 _ROUNDING = 1e-6
@@ -75,6 +75,12 @@ def judge(
     mature labels of which not too many are missing; ``FAIL`` does not; sums that cannot be true are ``ERROR``.
     """
     return tuple(_judge_late(limit, late) if limit.late else _judge_live(limit, counters, champion) for limit in limits)
+
+
+def may_pass(limits: Iterable[Limit], counters: Counters) -> bool:
+    """Whether every live limit has what a pass needs: if not, :func:`judge` passes none, which costs a hundred times as
+    much to find out."""
+    return all(observed(limit, counters.all.sums).n >= _needed(limit) for limit in limits if not limit.late)
 
 
 def _judge_live(limit: Limit, counters: Counters, champion: Tally | None) -> Verdict:

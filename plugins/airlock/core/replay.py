@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from airlock.core.counters import Counters
 from airlock.core.decide import Decision, Evidence, decide, decide_late
-from airlock.core.guards import breach, judge, limits_of, slow_limits
+from airlock.core.guards import breach, judge, limits_of, may_pass, slow_limits
 from airlock.core.release import Phase, PlannedStep, Release, plan
 from airlock.core.replay_report import By, Decided, Ending, ReplayReport
 from airlock.core.replay_traffic import Glance, Observation, Rhythm, Traffic
@@ -188,7 +188,11 @@ class _Run:
         if self.release.phase is Phase.PROVISIONAL:
             self._settle()
             return
-        status, labels = self._status(), self.now >= self._labels_due()
+        labels, over = self.now >= self._labels_due(), self.now - self.since >= self.step.deadline.total_seconds()
+        if not (labels or over or self._may_leave()):
+            self._plan_look(self.rhythm.poll_s)
+            return
+        status = self._status()
         decision = self._decide(status, None)
         decisive = decision.action != "wait"
         if labels or (self.traffic.late is not None and decisive and not self.followed):
@@ -203,6 +207,18 @@ class _Run:
         elif decision.action == "advance" and not self.followed:
             self._record(decision, by="control")
             self._go_on()
+
+    def _may_leave(self) -> bool:
+        """Whether the gateway's figures may let the step end: where they cannot, nothing needs to be decided."""
+        if self.followed or self.waits_for_labels or self.step.until_concluded:
+            return False
+        asked = sum(tally.requests for role, tally in self.current.items() if role == self.step.role)
+        return asked >= self.step.min_requests and may_pass(self.live, self.counters)
+
+    @property
+    def waits_for_labels(self) -> bool:
+        """Whether nothing but labels can let the step end; looks at the gateway's figures alone cannot."""
+        return bool(self.spec.late_guards) and not self.spec.rollout.provisional and self.step.role != "shadow"
 
     def _plan_look(self, after: float) -> None:
         """When to look again, at the earliest and if nothing comes in meanwhile."""
