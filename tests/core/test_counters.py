@@ -182,7 +182,7 @@ class TestCheckpoints:
 
     def test_a_fallback_that_is_counted_in_the_next_step_breaks_nothing(self) -> None:
         """A request fails, the route moves on, and only then the champion has answered in its place."""
-        counters = Counters({"served": Tally(requests=500)})
+        counters = Counters({"served": Tally(requests=500, slow={"latency_p99": 0})})
         for tally in counters.tallies("served"):
             tally.failed(5.0)
         counters.begin_step()

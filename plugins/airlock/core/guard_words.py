@@ -100,6 +100,14 @@ def too_few(limit: Limit, n: int, needed: int) -> str:
     return f"{n} of the {needed} {unit(limit)} that the guard needs"
 
 
+def unwatched(limit: Limit, tally: Tally) -> str:
+    """That nobody counted what a limit bounds, which is not the same as that nothing passed it."""
+    return (
+        f"the gateway has not counted which of the {tally.requests} requests took longer than {limit.over_ms:g} ms: "
+        f"{limit.name} is not among the limits that it was given for this release"
+    )
+
+
 def come(late: LateEvidence) -> str:
     """What share of the labels has come."""
     if late.share is None:

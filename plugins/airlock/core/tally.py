@@ -84,7 +84,8 @@ class Tally(BaseModel):
     """Sums over one version's requests.
 
     ``errors`` includes ``timeouts``. ``fallbacks`` counts those of the ``requests`` that something else answered in
-    this version's place. ``slow`` counts, by the name of a limit on latency, those that took longer than it allows.
+    this version's place. ``slow`` counts, by the name of a limit on latency, those that took longer than it allows;
+    a limit whose name is not there was not watched.
     ``difference``, ``absolute`` and ``flips`` have one observation for each request that both versions answered: the
     mean over its rows of (candidate - champion) in the answer's units, of its absolute value, and the share of
     rows that were decided differently.
@@ -107,8 +108,8 @@ class Tally(BaseModel):
         self.requests += 1
         self.latency[bucket(latency_ms)] += 1
         for name, allowed in slow.items():
-            if latency_ms > allowed:
-                self.slow[name] = self.slow.get(name, 0) + 1
+            # Also where nothing is slow: a counter that is not there was not counted, which is not the same as 0.
+            self.slow[name] = self.slow.get(name, 0) + (latency_ms > allowed)
 
     def failed(self, latency_ms: float, slow: Mapping[str, float] = _NO_LIMITS, *, timeout: bool = False) -> None:
         self.answered(latency_ms, slow)
@@ -143,11 +144,18 @@ class Tally(BaseModel):
             timeouts=self.timeouts + other.timeouts,
             fallbacks=self.fallbacks + other.fallbacks,
             latency=[a + b for a, b in zip(self.latency, other.latency, strict=True)],
-            slow={name: self.slow.get(name, 0) + other.slow.get(name, 0) for name in {*self.slow, *other.slow}},
+            slow=_together(self, other),
             difference=self.difference + other.difference,
             absolute=self.absolute + other.absolute,
             flips=self.flips + other.flips,
         )
+
+
+def _together(one: Tally, other: Tally) -> dict[str, int]:
+    """What was slow in both; by a limit that either did not watch for its requests, nobody knows."""
+    watched = [set(tally.slow) for tally in (one, other) if tally.requests]
+    names = set.intersection(*watched) if watched else {*one.slow, *other.slow}
+    return {name: one.slow.get(name, 0) + other.slow.get(name, 0) for name in sorted(names)}
 
 
 class Checkpoint(BaseModel):

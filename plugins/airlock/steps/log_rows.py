@@ -184,7 +184,7 @@ def count(asked: Asked, state: State, slow: Mapping[str, float]) -> None:
         # In shadow nobody has to stand in for a version that fails; but somebody would have had to.
         fallbacks=int(np.count_nonzero(first & failed & ~half.served)),
         latency=np.bincount(np.minimum(buckets, BUCKETS - 1), minlength=BUCKETS).tolist(),
-        slow={name: number for name, number in over.items() if number},
+        slow=over,
     )
     answered = half.event_us[half.ours & ~failed]
     state.answers += answered.size
