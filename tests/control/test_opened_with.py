@@ -205,3 +205,31 @@ def test_a_release_from_before_specs_were_kept_goes_by_the_file(
         named().promote(release.id)
     assert named().abort(release.id, actor="ann", reason="no").phase is Phase.ABORTED
     assert on_disk(settings).champion == "1"
+
+
+def test_a_release_is_compared_with_the_champion_of_its_own_route(make_control: MakeControl) -> None:
+    """It was opened under version 1, and let on under version 3 by people who were told."""
+    asked = make_control(approvals={"required": 1})
+    promoted(make_control(), "1")
+    release = asked.open("2", bento("2"), actor="ann", key="2", verdicts=(FINITE,))
+    assert asked.opponent_of(release) == "1"
+    promoted(make_control(), "3")
+    asked.vote(release.id, actor="bob", yes=True, reason="seen", evidence=asked.evidence(release.id))
+    entered = asked.enter(release.id, "warm_up")
+    assert entered.champion == "1"
+    assert asked.opponent_of(entered) == "3"
+    for step in ("shadow", "canary_5", "canary_100"):
+        asked.enter(release.id, step)
+    held(asked, release)
+    after = asked.promote(release.id)
+    assert asked.opponent_of(after) == "3", "also when its route is not the one in effect any more"
+    assert asked.opponent_of(make_control().ledger.releases("m")[-1]) is None
+
+
+def test_the_limits_are_those_of_the_release_s_route(make_control: MakeControl, settings: Settings) -> None:
+    promoted(make_control(), "1")
+    release = in_step(make_control(), "2")
+    control = make_control()
+    assert control.limits_of(release) == on_disk(settings).limits
+    opened_later = control.open("3", bento("3"), actor="ann", key="3", verdicts=(FINITE,))
+    assert control.limits_of(opened_later) is None

@@ -10,9 +10,10 @@ import pytest
 
 from airlock.core.decide import Decision, Evidence, decide, decide_late, evidence_digest, holds_back, late_deadline
 from airlock.core.guards import limits_of
+from airlock.core.polls import Polls
 from airlock.core.release import Phase, Release, planned
 from airlock.core.route import Bundle
-from airlock.core.spec import ErrorRateGuard, ModelSpec, Rollout
+from airlock.core.spec import ErrorRateGuard, LabelMetricGuard, LatencyGuard, ModelSpec, Rollout
 from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
 
@@ -128,8 +129,10 @@ def judged(
     after: float = 6,
     late: LateEvidence | None = None,
     of: Release | None = None,
+    **known: Any,
 ) -> Decision:
-    return decide(spec, of or release(), Evidence(gateway=gateway, late=late), NOW + timedelta(seconds=after))
+    evidence = Evidence(gateway=gateway, late=late, **known)
+    return decide(spec, of or release(), evidence, NOW + timedelta(seconds=after))
 
 
 def test_a_step_that_held_advances_and_says_on_what(spec: ModelSpec) -> None:
@@ -158,13 +161,62 @@ NO_EVIDENCE: dict[str, dict[str, Any] | None] = {
 
 
 @pytest.mark.parametrize("name", NO_EVIDENCE)
-def test_what_the_gateway_does_not_observe_is_waited_for_by_the_clock(spec: ModelSpec, name: str) -> None:
+def test_what_the_gateway_does_not_observe_is_waited_for_while_somebody_polls_it(spec: ModelSpec, name: str) -> None:
     changes = NO_EVIDENCE[name]
     seen = None if changes is None else status(**{"observed_s": 1e6, **changes})
-    assert judged(spec, seen, after=59).action == "wait"
-    late = judged(spec, seen, after=60)
+    assert judged(spec, seen, after=3600, polls=Polls(unanswered_s=59)).action == "wait"
+    late = judged(spec, seen, after=3600, polls=Polls(unanswered_s=60))
     assert late.action == "roll_back"
     assert "no decision within 60 s in canary_5" in late.reason
+    assert judged(spec, seen, after=59, polls=Polls(unanswered_s=60)).action == "wait", "nobody polls before it began"
+
+
+@pytest.mark.parametrize("name", NO_EVIDENCE)
+def test_one_poll_in_vain_after_hours_of_downtime_is_not_hours_of_silence(spec: ModelSpec, name: str) -> None:
+    changes, hours = NO_EVIDENCE[name], 5 * 3600
+    seen = None if changes is None else status(**changes)
+    before = Polls().polled(release(), status(observed_s=20.0), 20.0)
+    assert before == Polls(observed_s=20.0)
+    after = before.polled(release(), seen, 1.0)
+    assert (after.observed_s, after.unanswered_s) == (20.0, 1.0)
+    assert judged(spec, seen, after=hours, polls=after).action == "wait"
+    for _ in range(39):
+        assert judged(spec, seen, after=hours, polls=after).action == "wait"
+        after = after.polled(release(), seen, 1.0)
+    assert judged(spec, seen, after=hours, polls=after).action == "roll_back", "20 s observed, 40 s polled in vain"
+    back = after.polled(release(), status(observed_s=21.0), 1.0)
+    assert judged(spec, status(observed_s=21.0), after=hours, polls=back).action == "advance"
+
+
+def test_two_that_polled_the_same_step_know_what_either_knows() -> None:
+    known = Polls(observed_s=3.0, unanswered_s=1.0).together(Polls(observed_s=2.0, unanswered_s=9.0))
+    assert known == Polls(observed_s=3.0, unanswered_s=9.0)
+    assert known.polled(release(), None, -5.0) == known, "a clock that goes back takes nothing back"
+
+
+def test_a_counter_that_is_not_there_is_never_a_pass(spec: ModelSpec) -> None:
+    """The gateway was never given this limit: it has not counted what is slow, which is not that nothing was."""
+    slow = LatencyGuard(kind="latency", max_p99_ms=20, min_requests=50)
+    stricter = spec.model_copy(update={"guards": (*spec.guards, slow)})
+    decision = judged(stricter, status())
+    assert decision.action == "wait"
+    assert "has not counted which of the 200 requests took longer than 20 ms" in decision.reason
+    assert judged(stricter, status(), limits=limits_of(spec)).action == "advance", "its own route does not have it"
+    watched = good_tally()
+    watched.slow["latency_p99"] = 0
+    counted = {"2": {"served": watched}}
+    assert judged(stricter, status(step=counted, total=counted)).action == "advance"
+    partly = {"2": {"served": watched, "shadow": good_tally()}}
+    assert judged(stricter, status(step=counted, total=partly)).action == "wait", "the shadow was not watched"
+
+
+def test_late_limits_are_those_of_the_route_too(spec: ModelSpec) -> None:
+    late = limits_of(
+        spec.model_copy(update={"guards": (LabelMetricGuard(kind="label_metric", metric="brier", max=1),)})
+    )
+    standing = release(phase=Phase.PROVISIONAL, step=None)
+    decision = decide_late(spec, standing, None, NOW, limits=late)
+    assert [verdict.name for verdict in decision.verdicts] == ["label_brier"]
 
 
 def nan_differences() -> Tally:

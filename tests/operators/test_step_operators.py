@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,57 @@ class TestWaiting:
     def test_a_gateway_that_is_down_is_waited_for(self, release: Release, gateway: Gateway, make_context: Make) -> None:
         gateway.down = True
         deferred(step_of(release, "warm_up"), make_context())
+
+    def test_a_poll_in_vain_after_hours_of_downtime_ends_nothing(
+        self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, home: Path
+    ) -> None:
+        """Everything was down for five hours, the wait has timed out, and the gateway is still starting."""
+        control.enter(release.id, "warm_up")
+        control.enter(release.id, "canary_5")
+        step, timed_out = step_of(release, "canary_5"), {"error": "Trigger timeout"}
+        gateway.observed_s = 20.0
+        deferred(step, make_context())
+        self.entered_before(control, home, release, timedelta(hours=5))
+        gateway.down = True
+        with pytest.raises(TaskDeferred) as waits:
+            step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
+        assert waits.value.trigger.polls == {"observed_s": 0.0, "unanswered_s": 0.0}
+        deferred(step_of(release, "canary_5"), make_context())  # and as a task that is tried again
+        gateway.down, gateway.requests = False, 500
+        assert step.execute(make_context())["action"] == "advance"  # type: ignore[arg-type, index]
+
+    def test_a_gateway_that_never_answers_ends_the_step_at_its_deadline(
+        self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, home: Path
+    ) -> None:
+        control.enter(release.id, "warm_up")
+        control.enter(release.id, "canary_5")
+        gateway.down = True
+        self.entered_before(control, home, release, timedelta(hours=5))
+        event = {"reason": "no decision", "polls": {"observed_s": 100.0, "unanswered_s": 7100.0}}
+        with pytest.raises(AirflowFailException, match="no decision within 7200 s in canary_5: the gateway does not"):
+            step_of(release, "canary_5").resume(make_context(), event)  # type: ignore[arg-type]
+        assert control.ledger.release(release.id).phase is Phase.ROLLED_BACK
+
+    def test_without_a_triggerer_a_silent_gateway_ends_the_step_with_the_second_wait(
+        self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, home: Path
+    ) -> None:
+        control.enter(release.id, "warm_up")
+        control.enter(release.id, "canary_5")
+        gateway.down = True
+        step, timed_out = step_of(release, "canary_5"), {"error": "Trigger timeout"}
+        self.entered_before(control, home, release, timedelta(hours=5))
+        with pytest.raises(TaskDeferred):
+            step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
+        step.control.clock = lambda: datetime.now(UTC) + timedelta(hours=2, minutes=1)
+        with pytest.raises(AirflowFailException, match="no decision within 7200 s in canary_5"):
+            step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
+
+    @staticmethod
+    def entered_before(control: ReleaseControl, home: Path, release: Release, by: timedelta) -> None:
+        """Put the time at which the step was entered back."""
+        at = control.ledger.release(release.id).entered_at - by
+        with sqlite3.connect(home / "ledger.db") as database:
+            database.execute("UPDATE releases SET entered_at = ? WHERE id = ?", (f"{at:%F %T.%f}", release.id))
 
     def test_a_trigger_that_fires_for_nothing_changes_nothing(
         self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, ledger: Ledger

@@ -7,6 +7,7 @@ import importlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,10 +16,11 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airlock.core.errors import Unavailable
 from airlock.core.release import Phase, Release
-from airlock.core.route import Bundle
+from airlock.core.route import Bundle, Limit
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Ejection, GatewayStatus, Tally
 from airlock.hooks.ledger import LedgerHook
+from airlock.triggers import release as release_trigger
 from airlock.triggers.approval import ApprovalTrigger
 from airlock.triggers.ledger import LedgerTrigger
 from airlock.triggers.release import ReleaseStepTrigger
@@ -126,7 +128,7 @@ def no_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LedgerHook, "get_conn", down)
 
 
-def step_trigger(*, guards_only: bool = False, **changes: Any) -> ReleaseStepTrigger:
+def step_trigger(*, guards_only: bool = False, polls: Any = None, **changes: Any) -> ReleaseStepTrigger:
     return ReleaseStepTrigger(
         spec=SPEC.model_dump(mode="json"),
         release=release(**changes).model_dump(mode="json"),
@@ -134,6 +136,7 @@ def step_trigger(*, guards_only: bool = False, **changes: Any) -> ReleaseStepTri
         ledger_conn_id="airlock_ledger",
         guards_only=guards_only,
         interval=0.01,
+        polls=polls,
     )
 
 
@@ -200,11 +203,64 @@ def test_wakes_up_for_an_ejection(gateway: Callable[[list[Answer]], list[str]]) 
     assert "raised too often" in event.payload["reason"]
 
 
-def test_wakes_up_at_the_deadline_of_a_silent_gateway(gateway: Callable[[list[Answer]], list[str]]) -> None:
-    gateway([httpx.ConnectError("down")])
-    (event,) = events(step_trigger(entered_at=datetime.now(UTC) - timedelta(hours=1)))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """The clock that runs while the triggerer does: so many seconds pass with each look at it."""
+
+    def passes(seconds: float) -> None:
+        now = iter(range(1_000_000))
+        monkeypatch.setattr(release_trigger, "time", SimpleNamespace(monotonic=lambda: next(now) * seconds))
+
+    return passes
+
+
+HOURS_AGO = timedelta(hours=5)
+
+
+def test_wakes_up_at_the_deadline_of_a_silent_gateway(
+    gateway: Callable[[list[Answer]], list[str]], clock: Callable[[float], None]
+) -> None:
+    clock(900)
+    asked = gateway([httpx.ConnectError("down")])
+    (event,) = events(step_trigger(entered_at=datetime.now(UTC) - HOURS_AGO))
     assert event.payload["action"] == "roll_back"
     assert "the gateway does not answer" in event.payload["reason"]
+    assert event.payload["polls"] == {"observed_s": 0.0, "unanswered_s": 3600.0}
+    assert len(asked) == 4
+
+
+def test_one_poll_in_vain_after_hours_of_downtime_wakes_nobody_up(
+    gateway: Callable[[list[Answer]], list[str]], clock: Callable[[float], None]
+) -> None:
+    clock(1)
+    asked = gateway([httpx.ConnectError("starting"), status(observed_s=21.0), status(observed_s=22.0, **counted(50))])
+    before = {"observed_s": 20.0, "unanswered_s": 0.0}
+    (event,) = events(step_trigger(entered_at=datetime.now(UTC) - HOURS_AGO, polls=before))
+    assert event.payload["action"] == "advance"
+    assert event.payload["polls"] == {"observed_s": 22.0, "unanswered_s": 1.0}
+    assert len(asked) == 3
+
+
+def test_goes_on_counting_where_the_operator_was(
+    gateway: Callable[[list[Answer]], list[str]], clock: Callable[[float], None]
+) -> None:
+    clock(10)
+    asked = gateway([httpx.ConnectError("down")])
+    before = {"observed_s": 600.0, "unanswered_s": 2980.0}
+    (event,) = events(step_trigger(entered_at=datetime.now(UTC) - HOURS_AGO, polls=before))
+    assert event.payload["action"] == "roll_back"
+    assert len(asked) == 2
+
+
+def test_judges_by_the_limits_of_the_release_s_route(gateway: Callable[[list[Answer]], list[str]]) -> None:
+    gateway([status(**counted(50))])
+    trigger = step_trigger()
+    assert events(trigger)[0].payload["action"] == "advance"
+    unwatched = Limit(name="latency_p99", signal="slow", bound=0.01, alpha=0.01, minimum=5, over_ms=20)
+    trigger = step_trigger()
+    trigger.limits = [unwatched.model_dump(mode="json")]
+    with pytest.raises(TimeoutError):
+        events(trigger, seconds=0.3)
 
 
 def test_what_is_no_status_is_no_evidence(gateway: Callable[[list[Answer]], list[str]]) -> None:

@@ -12,6 +12,7 @@ from airlock import settings
 from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reported
 
 if TYPE_CHECKING:
+    from airlock.control import ReleaseControl
     from airlock.core.release import Release
     from airlock.core.replay_report import Repeated, ReplayReport
     from airlock.core.replay_traffic import Glance, Rhythm
@@ -101,7 +102,8 @@ def replay(  # noqa: PLR0917 - one for each option
         if candidate is None or champion is None:
             found, champion = _release(here, model, release)
             release, candidate = found.id, found.version
-            spec = spec or _opened_with(here, found)
+            control = _control(here, model)
+            spec, champion = spec or control.spec_of(found), control.opponent_of(found) or champion
         spec = spec or specs.find(here, model)
         from airlock.steps.replay import recorded
 
@@ -124,11 +126,12 @@ def _recorded(*values: str | None) -> list[tuple[str, str | None]]:
     return list(zip(("release", "candidate", "champion", "from", "until", "roles"), values, strict=True))
 
 
-def _opened_with(here: settings.Settings, release: Release) -> ModelSpec:
+def _control(here: settings.Settings, model: str) -> ReleaseControl:
+    """What knows by which spec, and against whom, a release was judged."""
     from airlock.control import ReleaseControl
     from airlock.ledger import Ledger
 
-    return ReleaseControl(release.model, here, Ledger(here.ledger_url)).spec_of(release)
+    return ReleaseControl(model, here, Ledger(here.ledger_url))
 
 
 def _release(here: settings.Settings, model: str, wanted: str | None) -> tuple[Release, str]:

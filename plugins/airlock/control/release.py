@@ -8,14 +8,19 @@ killed in between is finished by the next call, or by ``airlock reconcile``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict
 
 from airlock.control.approval import Approvals
 from airlock.control.steering import Steering
 from airlock.control.turn import CONTROLLER
 from airlock.core.decide import Decision, Evidence, decide, decide_late, holds_back
-from airlock.core.errors import NotPossible, NotYet
+from airlock.core.errors import Conflict, NotPossible, NotYet
 from airlock.core.gates import lacking
 from airlock.core.limits import limits_of
+from airlock.core.polls import Polls, unobserved
 from airlock.core.refs import BentoRef
 from airlock.core.release import (
     HELD,
@@ -41,6 +46,17 @@ UNSEEN = Evidence(gateway=None)
 LATE = "late"
 """The step under which verdicts on labels and outcomes are kept that came after the promotion."""
 _DECISIVE = frozenset({"advance", "hold", "roll_back"})
+
+
+class _Polled(BaseModel):
+    """What the ledger keeps of the polls of one step. ``in_vain_since``: of the last of them, a wait that timed out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: str | None
+    entered_at: datetime
+    polls: Polls = Polls()
+    in_vain_since: datetime | None = None
 
 
 class ReleaseControl(Steering, Approvals):
@@ -123,7 +139,37 @@ class ReleaseControl(Steering, Approvals):
             route = self.traffic.in_step(champion, release, todo, reason=text, now=turn.now)
             return turn.move(release, event, actor=CONTROLLER, reason=reason, step=step, route=route)
 
-    def observe(self, release_id: str, status: GatewayStatus | None, late: LateEvidence | None = None) -> Decision:
+    def polled(
+        self, release_id: str, status: GatewayStatus | None, known: Polls | None = None, *, timed_out: bool = False
+    ) -> Polls:
+        """Keep what came of polling the gateway, and say what is known of that by now.
+
+        ``known`` is what somebody else found who polled meanwhile. Where nobody did, because there is no triggerer, a
+        task is woken up by a wait that ``timed_out``: when two such waits in a row find no answer, the time between
+        them was waited in vain.
+        """
+        release, name = self.ledger.release(release_id), f"polls/{release_id}"
+        kept = self.ledger.load_state(self.model, name)
+        before = _Polled.model_validate_json(kept[0]) if kept else None
+        if before is None or (before.step, before.entered_at) != (release.step, release.entered_at):
+            before = _Polled(step=release.step, entered_at=release.entered_at)
+        since = before.in_vain_since if timed_out else None
+        elapsed = (self.clock() - since).total_seconds() if since is not None else 0.0
+        polls = before.polls.together(known or Polls()).polled(release, status, elapsed)
+        in_vain = timed_out and unobserved(release, status) is not None
+        now = before.model_copy(update={"polls": polls, "in_vain_since": self.clock() if in_vain else None})
+        if now != before:
+            with suppress(Conflict):  # somebody else has just polled it
+                self.ledger.save_state(self.model, name, now.model_dump_json(), revision=kept[1] if kept else None)
+        return polls
+
+    def observe(
+        self,
+        release_id: str,
+        status: GatewayStatus | None,
+        late: LateEvidence | None = None,
+        polls: Polls | None = None,
+    ) -> Decision:
         """Judge the step the release stands in, keep the verdicts that decide something, and take it back if they say
         so.
 
@@ -133,11 +179,12 @@ class ReleaseControl(Steering, Approvals):
         Raises:
             NotPossible: the release stands in no step.
         """
-        decision = self._judged(release_id, status, late)
+        evidence = Evidence(gateway=status, late=late, polls=polls or Polls())
+        decision = self._judged(release_id, evidence)
         if decision.action not in _DECISIVE:
             return decision
         with self.turn() as turn:
-            decision = self._judged(release_id, status, late)  # what was read before the turn may be old
+            decision = self._judged(release_id, evidence)  # what was read before the turn may be old
             release = self.ledger.release(release_id)
             if release.phase in LIVE and decision.action in _DECISIVE:
                 if decision.verdicts:
@@ -224,7 +271,9 @@ class ReleaseControl(Steering, Approvals):
         It moves nothing: ``roll_back`` is for ``roll_back``, ``advance`` for ``confirm``.
         """
         release = self.ledger.release(release_id)
-        decision = decide_late(self.spec_of(release), release, late, self.clock())
+        compared = release.model_copy(update={"champion": self.opponent_of(release)})
+        spec, limits = self.spec_of(release), self.limits_of(release)
+        decision = decide_late(spec, compared, late, self.clock(), limits=limits)
         if decision.action in _DECISIVE and release.phase not in TERMINAL:
             with self.turn() as turn:
                 turn.record(release, decision.verdicts, step=LATE)
@@ -242,7 +291,10 @@ class ReleaseControl(Steering, Approvals):
                 return release
             next_phase(release.phase, Event.CONFIRM)
             verdicts = self._newest_verdicts(release, LATE)
-            needed = {limit.name for limit in limits_of(self.spec_of(release)) if limit.late}
+            limits = self.limits_of(release)
+            if limits is None:
+                limits = limits_of(self.spec_of(release))
+            needed = {limit.name for limit in limits if limit.late}
             passed = {verdict.name for verdict in verdicts if not verdict.holds_back}
             if not needed or needed - passed:
                 raise NotYet(
@@ -251,13 +303,14 @@ class ReleaseControl(Steering, Approvals):
                 )
             return turn.move(release, Event.CONFIRM, actor=CONTROLLER, reason=reason, effects=("record",))
 
-    def _judged(self, release_id: str, status: GatewayStatus | None, late: LateEvidence | None) -> Decision:
+    def _judged(self, release_id: str, evidence: Evidence) -> Decision:
         release = self.ledger.release(release_id)
         if release.phase in TERMINAL:
             return Decision(action="roll_back", reason=f"release {release.id} is {release.phase}: {release.reason}")
         if release.phase not in LIVE:
             raise NotPossible(f"release {release.id} is {release.phase}: it stands in no step that could be judged")
-        decision = decide(self.spec_of(release), release, Evidence(gateway=status, late=late), self.clock())
+        evidence = evidence.model_copy(update={"limits": self.limits_of(release)})
+        decision = decide(self.spec_of(release), release, evidence, self.clock())
         if decision.action == "wake":
             # This was read from the ledger just now: it is the gateway that follows something else.
             reason = f"{decision.reason.split(',')[0]}, which the ledger does not know; see airlock reconcile"
@@ -321,8 +374,13 @@ class ReleaseControl(Steering, Approvals):
                 f"release {release.id} stands in {release.step or release.phase}; it goes on after {last.name} only"
             )
         verdicts = self._newest_verdicts(release, last.name)
-        if why := holds_back(self.spec_of(release), last, verdicts, promote_now=release.promote_now):
+        if why := self._held_back(release, last, verdicts):
             raise NotPossible(f"release {release.id} was not let through {last.name}: {why}; run the step's task again")
+
+    def _held_back(self, release: Release, step: PlannedStep, verdicts: Sequence[Verdict]) -> str | None:
+        """Why verdicts do not let a release through a step; ``None`` if they do."""
+        limits = self.limits_of(release)
+        return holds_back(self.spec_of(release), step, verdicts, promote_now=release.promote_now, limits=limits)
 
     def _newest_verdicts(self, release: Release, step: str) -> tuple[Verdict, ...]:
         """The newest verdict of each policy in a step, which a release goes through but once."""

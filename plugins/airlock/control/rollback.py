@@ -60,7 +60,7 @@ class Rollbacks(Controller):
 
         That the gateway has ejected a version needs no spec; one that cannot be used stops nobody from taking it back.
         """
-        evidence = evidence.model_copy(update={"ejection": self._ejection()})
+        evidence = evidence.model_copy(update={"ejection": self._ejection(), "limits": self.limits_of(release)})
         try:
             return breach(self.spec_of(release), release, evidence)
         except AirlockError:

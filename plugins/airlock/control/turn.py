@@ -21,7 +21,7 @@ from airlock import specs
 from airlock.control.projection import Aliases, project_route, show_aliases
 from airlock.core.errors import AirlockError, Conflict, Unavailable
 from airlock.core.release import LIVE, WAITING, Event, Phase, Release
-from airlock.core.route import Route
+from airlock.core.route import Limit, Route
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.ledger import Effect, EffectKind, Lease, Ledger
@@ -101,6 +101,27 @@ class Controller:
         if release.spec not in self._opened_with:
             self._opened_with[release.spec] = self.ledger.spec(release.spec)
         return self._opened_with[release.spec]
+
+    def own_route(self, release: Release) -> Route | None:
+        """The newest route that a release was given; ``None`` before its first step, and for a first version."""
+        current = self.ledger.route(self.model)
+        if current is None or current.release == release.id:
+            return current
+        own = (route for route in reversed(self.ledger.routes(self.model)) if route.release == release.id)
+        return next(own, None)
+
+    def limits_of(self, release: Release) -> tuple[Limit, ...] | None:
+        """The limits of its own route, by which the gateway counts; ``None``: it has none."""
+        route = self.own_route(release)
+        return None if route is None else route.limits
+
+    def opponent_of(self, release: Release) -> str | None:
+        """The version that a release is compared with: the champion of its own route.
+
+        It need not be the one of its opening: people may have let it on under another that came meanwhile.
+        """
+        route = self.own_route(release)
+        return release.champion if route is None else route.champion
 
     def open_releases(self) -> list[Release]:
         """Those whose end is still to come: waiting, on their way, or the champion until its labels say otherwise."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
@@ -18,7 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from airlock.core.counters import Counters
 from airlock.core.guard_words import come
 from airlock.core.guards import judge, limits_of
+from airlock.core.polls import Polls, unobserved
 from airlock.core.release import Phase, PlannedStep, Release, planned
+from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec, written
 from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Tally
 from airlock.core.verdict import Status, Verdict
@@ -31,13 +32,19 @@ Action = Literal["wait", "advance", "hold", "roll_back", "wake"]
 
 class Evidence(BaseModel):
     """What is known about a step. ``gateway`` is ``None`` while the gateway does not answer; ``ejection`` is what it
-    wrote down last about whom it ejected, which outlives it."""
+    wrote down last about whom it ejected, which outlives it.
+
+    ``polls`` is what came of asking the gateway before. ``limits`` are those of the release's own route, by which the
+    gateway counts; ``None``: it has none yet, and they are those of its spec.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     gateway: GatewayStatus | None
     late: LateEvidence | None = None
     ejection: Ejection | None = None
+    polls: Polls = Polls()
+    limits: tuple[Limit, ...] | None = None
 
 
 class Decision(BaseModel):
@@ -84,8 +91,9 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
     """Judge the step that a release stands in.
 
     A breach rolls back whatever else holds: paused, let through by hand, or seen under an older route of the same
-    release. The bake and the deadline count the seconds that the gateway observed; while it does not observe the
-    step, the time since the step was entered counts towards the deadline.
+    release. The bake and the deadline count the seconds that the gateway observed. While it does not observe the step,
+    the deadline counts what it had observed and the time for which it was polled in vain, which is never more than has
+    passed since the step was entered.
 
     Raises:
         NotFound: the rollout has no step of that name.
@@ -105,15 +113,22 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
         verdicts = ()
     if release.paused:
         return Decision(action="wait", reason=f"paused in {step.name}: {release.reason}", verdicts=verdicts)
-    unobserved = _unobserved(release, status)
-    missing = _missing(spec, step, release, status, verdicts) if status and not unobserved else unobserved
+    unseen = unobserved(release, status)
+    missing = unseen
+    if unseen is None and step.role != "warm_up":
+        missing = _missing(spec, step, release, evidence, verdicts)
     if missing is None:
         return Decision(action="advance", reason=_held(step, release, evidence, verdicts), verdicts=verdicts)
-    waited = status.observed_s if status and not unobserved else (now - release.entered_at).total_seconds()
+    waited = status.observed_s if status and unseen is None else _waited(release, evidence, now)
     allowed = (step.deadline + release.extended).total_seconds()
     if waited < allowed:
         return Decision(action="wait", reason=missing, verdicts=verdicts)
     return _at_deadline(spec, step, f"no decision within {allowed:g} s in {step.name}: {missing}", verdicts)
+
+
+def _waited(release: Release, evidence: Evidence, now: datetime) -> float:
+    """Seconds that count towards the deadline while the gateway does not observe the step."""
+    return min(evidence.polls.waited_s, (now - release.entered_at).total_seconds())
 
 
 def _at_deadline(spec: ModelSpec, step: PlannedStep, reason: str, verdicts: tuple[Verdict, ...]) -> Decision:
@@ -128,16 +143,21 @@ def _at_deadline(spec: ModelSpec, step: PlannedStep, reason: str, verdicts: tupl
 
 
 def holds_back(
-    spec: ModelSpec, step: PlannedStep, verdicts: Iterable[Verdict], *, promote_now: bool = False
+    spec: ModelSpec,
+    step: PlannedStep,
+    verdicts: Iterable[Verdict],
+    *,
+    promote_now: bool = False,
+    limits: Sequence[Limit] | None = None,
 ) -> str | None:
     """Why these verdicts do not let a release through a step; ``None`` if they do.
 
-    Every limit of the spec must have one. Of the late ones ``inconclusive`` is enough where nothing is answered by
-    the candidate, or where the rollout may be provisional. ``promote_now`` asks for no pass, but goes past nothing
-    that failed or could not be judged.
+    Every limit must have one: of ``limits``, those of the release's route, or else of the spec. Of the late ones
+    ``inconclusive`` is enough where nothing is answered by the candidate, or where the rollout may be provisional.
+    ``promote_now`` asks for no pass, but goes past nothing that failed or could not be judged.
     """
     given = {verdict.name: verdict for verdict in verdicts}
-    limits = limits_of(spec)
+    limits = limits_of(spec) if limits is None else limits
     if lacking := sorted({limit.name for limit in limits} - set(given)):
         return f"no verdict of {', '.join(lacking)}"
     may_be_open = {limit.name for limit in limits if limit.late and (spec.rollout.provisional or step.role == "shadow")}
@@ -158,14 +178,24 @@ def late_deadline(spec: ModelSpec) -> timedelta:
     return 2 * spec.maturity + spec.rollout.deadline
 
 
-def decide_late(spec: ModelSpec, release: Release, late: LateEvidence | None, now: datetime) -> Decision:
+def decide_late(
+    spec: ModelSpec,
+    release: Release,
+    late: LateEvidence | None,
+    now: datetime,
+    *,
+    limits: Sequence[Limit] | None = None,
+) -> Decision:
     """Judge what labels and outcomes say of a version by now: ``roll_back``, ``wait``, or ``advance`` to confirm it.
 
     A provisional version is confirmed when every late limit passed, which needs labels that are mature and of which
     not too many are missing (:func:`~airlock.core.guards.judge`). One that is neither confirmed nor failed within
     :func:`late_deadline` goes the way of ``rollout.on_deadline``, unless there was no champion before it to go back to.
+
+    ``limits`` are those of the release's route; by default those of its spec. ``release.champion`` is whom it was
+    compared with.
     """
-    limits = tuple(limit for limit in limits_of(spec) if limit.late)
+    limits = tuple(limit for limit in (limits_of(spec) if limits is None else limits) if limit.late)
     verdicts = judge(limits, Counters(), late=late)
 
     def decided(action: Action, reason: str) -> Decision:
@@ -216,7 +246,8 @@ def _verdicts(spec: ModelSpec, release: Release, evidence: Evidence) -> tuple[Ve
         counters = _counters(release, status)
         champion = status.total.get(status.champion, {}).get("served")
     out = ejected(release, evidence)
-    judged = judge(limits_of(spec), counters, champion=champion, late=evidence.late)
+    limits = limits_of(spec) if evidence.limits is None else evidence.limits
+    judged = judge(limits, counters, champion=champion, late=evidence.late)
     return judged if out is None else (out, *judged)
 
 
@@ -229,29 +260,15 @@ def _counters(release: Release, status: GatewayStatus) -> Counters:
     return Counters.at_step(total, status.step.get(release.version, {}))
 
 
-def _unobserved(release: Release, status: GatewayStatus | None) -> str | None:
-    """Why the gateway's figures are not about the step that the release stands in; ``None`` if they are."""
+def _missing(
+    spec: ModelSpec, step: PlannedStep, release: Release, evidence: Evidence, verdicts: Sequence[Verdict]
+) -> str | None:
+    """What keeps the release in a step that the gateway observes, or ``None``."""
+    status = evidence.gateway
     if status is None:
         return "the gateway does not answer"
-    here = (status.release, status.generation, status.rollout_step)
-    if here != (release.id, release.generation, release.step):
-        seen = status.error or f"the gateway observes generation {status.generation} of release {status.release}"
-        return f"{seen}; waiting for generation {release.generation} of {release.id}"
-    if release.version not in status.loaded:
-        return f"version {release.version} is not loaded yet"
-    if not math.isfinite(status.observed_s):
-        return f"the gateway says that it observed the step for {status.observed_s} s"
-    return None
-
-
-def _missing(
-    spec: ModelSpec, step: PlannedStep, release: Release, status: GatewayStatus, verdicts: Sequence[Verdict]
-) -> str | None:
-    """What keeps the release in its step, or ``None``."""
-    if step.role == "warm_up":
-        return None
     if release.promote_now:
-        return holds_back(spec, step, verdicts, promote_now=True)
+        return holds_back(spec, step, verdicts, promote_now=True, limits=evidence.limits)
     if step.until_concluded:
         return "the experiment is not concluded"
     if (baked := status.observed_s) < (bake := step.bake.total_seconds()):
@@ -259,7 +276,7 @@ def _missing(
     requests = status.step.get(release.version, {}).get(step.role, Tally()).requests
     if requests < step.min_requests:
         return f"{requests} of at least {step.min_requests} requests in {step.name}"
-    return holds_back(spec, step, verdicts)
+    return holds_back(spec, step, verdicts, limits=evidence.limits)
 
 
 def _held(step: PlannedStep, release: Release, evidence: Evidence, verdicts: Sequence[Verdict]) -> str:

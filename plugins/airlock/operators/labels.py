@@ -78,7 +78,9 @@ class JudgeLabelsOperator(ModelOperator):
         from airlock.steps import evidence
 
         ledger = self.control.ledger
-        late = evidence.late_evidence(spec, self.settings, ledger, release, release.champion, until=until)
+        late = evidence.late_evidence(
+            spec, self.settings, ledger, release, self.control.opponent_of(release), until=until
+        )
         decision = self.control.judge_late(release.id, late)
         if decision.action == "roll_back":
             self.control.roll_back(release.id, reason=decision.reason)

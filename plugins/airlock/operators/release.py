@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from airlock.core.decide import Evidence
 from airlock.core.errors import AirlockError, Conflict, GateRefused, NotFound, NotYet
+from airlock.core.polls import Polls
 from airlock.core.refs import VersionRef
 from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Phase, Release
 from airlock.core.spec import ModelSpec
@@ -181,14 +182,17 @@ class ReleaseOperator(ModelOperator):
         ledger = self.control.ledger
         try:
             return evidence.late_evidence(
-                self.spec, self.settings, ledger, release, release.champion, until=datetime.now(UTC)
+                self.spec, self.settings, ledger, release, self.control.opponent_of(release), until=datetime.now(UTC)
             )
         except Conflict as busy:
             self.log.warning("No evidence from labels: %s", busy)
             return None
 
-    def watch(self, release: Release, *, guards_only: bool, interval: float = 1.0) -> ReleaseStepTrigger:
+    def watch(
+        self, release: Release, *, guards_only: bool, interval: float = 1.0, polls: Polls | None = None
+    ) -> ReleaseStepTrigger:
         """Wakes the task up when a guard fails, the ledger moves on from ``release``, or its step has been decided."""
+        limits = self.control.limits_of(release)
         return ReleaseStepTrigger(
             spec=self.spec.model_dump(mode="json"),
             release=release.model_dump(mode="json"),
@@ -196,6 +200,8 @@ class ReleaseOperator(ModelOperator):
             ledger_conn_id=self.ledger_conn_id,
             guards_only=guards_only,
             interval=interval,
+            polls=(polls or Polls()).model_dump(mode="json"),
+            limits=None if limits is None else [limit.model_dump(mode="json") for limit in limits],
         )
 
     def refuse_ended(self, release: Release) -> None:

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferralTimeout
 from airlock.control.reconcile import orphaned
 from airlock.core.decide import Evidence, decide
 from airlock.core.errors import AirlockError, NotYet
+from airlock.core.polls import Polls
 from airlock.core.release import HELD, LIVE, Phase, Release, plan, planned
 from airlock.core.tally import GatewayStatus
 from airlock.operators.base import refusals_are_final, run_state, triggering_extra
@@ -51,6 +52,9 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
 
     @refusals_are_final
     def execute(self, context: Context) -> dict[str, Any] | None:
+        return self._go(context, {})
+
+    def _go(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any] | None:
         self.link_gateway()
         release, evidence = self.look()
         if self._passed(release):
@@ -62,20 +66,20 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         if (entered := self._enter(context, evidence)).step != self.step:
             self.log.info("Paused in %s: %s", entered.step, entered.reason)
             self._wait(evidence.gateway)
-        return self._settle(context)
+        return self._settle(context, event)
 
     @refusals_are_final
     def resume(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any] | None:
         """Look again: a trigger may fire twice, late or wrongly, the ledger and the gateway decide."""
         self.log.info("Woken up: %s", event.get("reason"))
-        return self.execute(context)
+        return self._go(context, event)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Look again when the wait timed out too: without a triggerer, that is how a task wakes up."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
-            return self.resume(context, {"reason": "the wait is over"})
+            return self.resume(context, {"reason": "the wait is over", "timed_out": True})
 
     def _passed(self, release: Release) -> bool:
         if release.phase in HELD or release.phase is Phase.COMPLETED:
@@ -126,31 +130,35 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
                 return True
         return False
 
-    def _settle(self, context: Context) -> dict[str, Any]:
+    def _settle(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any]:
         release = self.control.ledger.release(self.release_id)
         status, late = self.gateway_status(), self._late(release)
-        decision = self.control.observe(release.id, status, late)
+        known = Polls.model_validate(event["polls"]) if event.get("polls") else None
+        polls = self.control.polled(release.id, status, known, timed_out=bool(event.get("timed_out")))
+        decision = self.control.observe(release.id, status, late, polls)
         if decision.action == "roll_back":
             raise AirflowFailException(f"{self.model}: rolled back in {self.step}: {decision.reason}")
         if decision.action != "advance":
             self.log.info("%s: %s", decision.action.capitalize(), decision.reason)
-            self._wait(status)
+            self._wait(status, polls)
         self.log.info("Advancing: %s", decision.reason)
         if self.step == "warm_up" and (self.skip_shadow or triggering_extra(context).get("skip_shadow")):
             self._skip_steps(context, lambda step: step == "shadow")
         return decision.model_dump(mode="json")
 
-    def _wait(self, status: GatewayStatus | None) -> NoReturn:
+    def _wait(self, status: GatewayStatus | None, polls: Polls | None = None) -> NoReturn:
         release = self.control.ledger.release(self.release_id)
         self.refuse_ended(release)
         # The trigger knows no labels. What it would call decisive is not, if labels alone keep the release here.
-        decisive = decide(self.spec, release, Evidence(gateway=status), datetime.now(UTC)).action != "wait"
+        evidence = Evidence(gateway=status, polls=polls or Polls(), limits=self.control.limits_of(release))
+        decisive = decide(self.spec, release, evidence, datetime.now(UTC)).action != "wait"
         most = planned(self.spec, self.step).deadline + release.extended + _SLACK
         self.defer(
             trigger=self.watch(
                 release,
                 guards_only=self.guards_only,
                 interval=_SELDOM_S if decisive and not self.guards_only else _SOON_S,
+                polls=polls,
             ),
             method_name="resume",
             # Without a triggerer this is when Airflow wakes the task up; and labels are looked at from here only.
@@ -171,8 +179,7 @@ class WatchTrafficOperator(ReleaseStepOperator):
 
     guards_only = True
 
-    @refusals_are_final
-    def execute(self, context: Context) -> dict[str, Any] | None:  # noqa: ARG002
+    def _go(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002
         self.link_gateway()
         release, evidence = self.look()
         if release.phase in HELD or self.control.ballot(release.id).approved:

@@ -161,12 +161,15 @@ def gather(spec: ModelSpec, ledger: Ledger, registry: Registry, release_id: str)
         facts = json.loads(registry.artifact(run_id, _FACTS, Path(work)).read_text())
         environment = registry.artifact(run_id, _ENVIRONMENT, Path(work)).read_text().split()
     judged = ledger.verdicts(release_id)
+    routes = ledger.routes(spec.model)
+    # Whom it was compared with: another one may have become champion between its opening and its first step.
+    compared = next((route.champion for route in reversed(routes) if route.release == release_id), release.champion)
     return ReleaseRecord(
         release=release.id,
         model=release.model,
         version=release.version,
         semantic_version=tags.get("airlock.semantic_version"),
-        champion_before=release.champion,
+        champion_before=compared,
         author=release.author,
         outcome=release.phase,
         reason=release.reason,
@@ -203,7 +206,7 @@ def gather(spec: ModelSpec, ledger: Ledger, registry: Registry, release_id: str)
                 step=route.step,
                 reason=route.reason,
             )
-            for route in ledger.routes(spec.model)
+            for route in routes
             if route.release == release_id or route.generation in {entry.generation for entry in journal}
         ),
         guards=tuple(Judged(step=step, verdict=verdict) for step, verdict in judged if step != GATES),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,9 @@ import httpx
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airlock.core.decide import Evidence, breach, decide
+from airlock.core.polls import Polls
 from airlock.core.release import Release
+from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
 from airlock.triggers.gateway import gateway_status
 from airlock.triggers.ledger import LedgerWatch
@@ -29,6 +32,8 @@ class ReleaseStepTrigger(BaseTrigger):
     :param ledger_conn_id: connection of the ledger
     :param guards_only: the step is done with, and only a breach or the ledger is waited for
     :param interval: seconds between two looks
+    :param polls: what came of polling the gateway before, as JSON; what comes of it here goes on from there
+    :param limits: those of the release's own route, as JSON; None: as the spec has them
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class ReleaseStepTrigger(BaseTrigger):
         ledger_conn_id: str,
         guards_only: bool = False,
         interval: float = 1.0,
+        polls: Mapping[str, Any] | None = None,
+        limits: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.spec = spec
@@ -48,6 +55,8 @@ class ReleaseStepTrigger(BaseTrigger):
         self.ledger_conn_id = ledger_conn_id
         self.guards_only = guards_only
         self.interval = interval
+        self.polls = polls
+        self.limits = limits
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
@@ -59,28 +68,37 @@ class ReleaseStepTrigger(BaseTrigger):
                 "ledger_conn_id": self.ledger_conn_id,
                 "guards_only": self.guards_only,
                 "interval": self.interval,
+                "polls": self.polls,
+                "limits": self.limits,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         spec = ModelSpec.model_validate(self.spec)
         release = Release.model_validate(self.release)
+        polls = Polls.model_validate(self.polls or {})
+        limits = None if self.limits is None else tuple(Limit.model_validate(limit) for limit in self.limits)
+        # Of a clock that stands still while nothing runs: a triggerer that was down has not polled.
+        polled_at = time.monotonic()
         watch = LedgerWatch(self.ledger_conn_id, release.id, {"release": release.model_dump(mode="json")})
         async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as client:
             while True:
                 # Waiting comes first: the operator has just looked, and a task that is woken up before
                 # the scheduler has seen it pause counts as killed.
                 await asyncio.sleep(self.interval)
-                if (said := await self._look(spec, release, client, watch)) is not None:
-                    yield TriggerEvent({"release": release.id, **said})  # type: ignore[no-untyped-call]
+                if await watch.moved():
+                    said: dict[str, Any] | None = {"action": "wake", "reason": "the ledger has moved on"}
+                else:
+                    status = await gateway_status(client, spec.model)
+                    before, polled_at = polled_at, time.monotonic()
+                    polls = polls.polled(release, status, polled_at - before)
+                    said = self._judged(spec, release, Evidence(gateway=status, polls=polls, limits=limits))
+                if said is not None:
+                    polled = polls.model_dump(mode="json")
+                    yield TriggerEvent({"release": release.id, "polls": polled, **said})  # type: ignore[no-untyped-call]
                     return
 
-    async def _look(
-        self, spec: ModelSpec, release: Release, client: httpx.AsyncClient, watch: LedgerWatch
-    ) -> dict[str, str] | None:
-        if await watch.moved():
-            return {"action": "wake", "reason": "the ledger has moved on"}
-        evidence = Evidence(gateway=await gateway_status(client, spec.model))
+    def _judged(self, spec: ModelSpec, release: Release, evidence: Evidence) -> dict[str, Any] | None:
         if self.guards_only:
             decision = breach(spec, release, evidence)
         else:
