@@ -87,6 +87,7 @@ class Asker:
         effect = asked.effect
         for tally in asked.served.tallies(effect, version.name, role):
             tally.answered(latency, effect.slow)
+        asked.served.answered(effect, version.name, role, asked.origin.routing_key, latency, failed=False)
         if version is effect.champion:
             effect.stand_ins.remember(asked.origin.rows, answers)
         self.record(asked, version, role, answers, None, latency, fallback=fallback)
@@ -118,6 +119,7 @@ class Asker:
             tally.failed(latency, effect.slow, timeout=late)
             # In shadow nobody had to stand in; but somebody would have had to.
             tally.fallbacks += role == SHADOW
+        asked.served.answered(effect, version.name, role, asked.origin.routing_key, latency, failed=True)
         if role == SERVED:
             outcome = "timeout" if late else "error"
             self._metrics.requests[effect.route.model, version.name, effect.variant(version), outcome] += 1
@@ -198,4 +200,5 @@ class Asker:
             flips = sum((a >= mine) is not (b >= its) for a, b in zip(ours, theirs, strict=True))
         for tally in task.served.tallies(task.effect, other.name, role):
             tally.compared(differences, flips)
+        task.served.compared(task.effect, other.name, task.origin.routing_key, differences, flips)
         self.look(task.served, other)

@@ -22,6 +22,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from airlock.core.counters import Counters
 from airlock.core.route import Route
 from airlock.core.tally import Checkpoint, Role, Scope, Tally
+from airlock.core.units import Units, UnitsState
 from gateway.paths import write_durably
 
 logger = logging.getLogger("airlock.gateway")
@@ -36,7 +37,8 @@ Tallies = dict[str, dict[Role, Tally]]
 class Kept(BaseModel):
     """Evidence as it is written down. ``earlier`` holds the tallies of the release's steps before this one.
 
-    ``checkpoints`` are those of the candidate's counters; a file of before there were any has none.
+    ``checkpoints`` are those of the candidate's counters; a file of before there were any has none. ``units`` are what
+    it was asked by key and by minute.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +52,7 @@ class Kept(BaseModel):
     current: Tallies = {}
     earlier: Tallies = {}
     checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
+    units: UnitsState = UnitsState()
 
 
 class Counted(Protocol):
@@ -73,6 +76,7 @@ class Evidence:
         if kept is None or (kept.model, kept.release) != (route.model, route.release):
             kept = Kept(model=route.model, release=route.release, step=route.step, since=now)
         counters = _counters(kept, route.candidate)
+        self._units = Units(route.limits, counters, kept.units, salt=route.release or "")
         if kept.step != route.step:
             counters.begin_step()
             earlier = _added(kept.earlier, kept.current)
@@ -114,13 +118,28 @@ class Evidence:
             sums = self.counters.tallies(role) if version == self.candidate else ()
             return self._counted_in.setdefault((version, role), (own, *sums))
 
+    def answered(self, version: str, role: Role, key: str | None, latency_ms: float, *, failed: bool) -> None:
+        """Count a request of the candidate for the limits that are by key or minute. ``key``: its routing key."""
+        if self._units.any and version == self.candidate:
+            self._units.answered(role, key, latency_ms, failed=failed, at=time.monotonic())
+
+    def compared(self, version: str, key: str | None, differences: Sequence[float], flips: int) -> None:
+        """The same of a request that both versions answered."""
+        if self._units.any and version == self.candidate:
+            self._units.compared(key, differences, flips, at=time.monotonic())
+
+    def settle(self) -> None:
+        """Count the minute that is over, if one is: nobody may be asked any more."""
+        self._units.until(time.monotonic())
+
     def seconds_since_first(self, version: str, now: datetime) -> float:
         """Since the version was first asked in this release; 0 if it was not."""
         return (now - self._kept.first_asked.get(version, now)).total_seconds()
 
     def kept(self) -> Kept:
         """Everything as it is now. The tallies are not copied."""
-        return self._kept.model_copy(update={"observed_s": self.observed_s, "checkpoints": self.counters.checkpoints})
+        now = {"observed_s": self.observed_s, "checkpoints": self.counters.checkpoints, "units": self._units.state()}
+        return self._kept.model_copy(update=now)
 
 
 class Keeper:
@@ -193,4 +212,4 @@ def _counters(kept: Kept, candidate: str | None) -> Counters:
     total = _added(kept.earlier, kept.current).get(candidate or "", {})
     if kept.checkpoints is None:
         return Counters.at_step(_named(total), _named(current))
-    return Counters(_named(total), kept.checkpoints)
+    return Counters(_named(total), kept.checkpoints, kept.units.sums)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -122,6 +122,18 @@ class Served:
         """Where to count what happened to a request that came under ``effect``; nowhere once its release is over."""
         return self.evidence.tallies(version, role) if effect.release == self.effect.release else ()
 
+    def answered(
+        self, effect: Effect, version: str, role: Role, key: str | None, latency_ms: float, *, failed: bool
+    ) -> None:
+        """Count a request where a customer or a minute is the unit; nowhere once its release is over."""
+        if effect.release == self.effect.release:
+            self.evidence.answered(version, role, key, latency_ms, failed=failed)
+
+    def compared(self, effect: Effect, version: str, key: str | None, differences: Sequence[float], flips: int) -> None:
+        """The same of a request that both versions answered."""
+        if effect.release == self.effect.release:
+            self.evidence.compared(version, key, differences, flips)
+
     def step_of(self, effect: Effect) -> str | None:
         """The step in whose counters a request that came under ``effect`` is counted now; ``None``: in no step's."""
         return self.effect.route.step if effect.release == self.effect.release else None
@@ -153,6 +165,7 @@ class Served:
 
     def status(self) -> GatewayStatus:
         route, evidence = self.effect.route, self.evidence
+        evidence.settle()
         return GatewayStatus(
             model=route.model,
             generation=route.generation,
@@ -169,6 +182,7 @@ class Served:
             step=_plain(evidence.step),
             total=_plain(evidence.total),
             checkpoints=evidence.counters.checkpoints,
+            units=evidence.counters.units,
             error=self.error,
         )
 

@@ -19,6 +19,7 @@ from airlock.core.tally import SCOPES, Checkpoint, Role, Scope, Sums, Tally
 SPACING = 50
 """Requests from one restart to the next."""
 PER_OCTAVE = 4
+_NOTHING = Sums()
 """Restarts that are kept of each doubling of the age."""
 
 
@@ -95,6 +96,7 @@ class Stream:
             difference=sums.difference.model_copy(),
             absolute=sums.absolute.model_copy(),
             flips=sums.flips.model_copy(),
+            units={name: values.model_copy() for name, values in sums.units.items()},
         )
         self.checkpoints.append(taken)
 
@@ -102,16 +104,22 @@ class Stream:
 class Counters:
     """One candidate's counters in one release: what its limits are held against after each request.
 
-    ``roles`` are the release's tallies by role, which are copied, and ``checkpoints`` what :attr:`checkpoints` gave
-    before, so that counting goes on after a restart as if nothing had been.
+    ``roles`` are the release's tallies by role, which are copied, and ``checkpoints`` and ``units`` what
+    :attr:`checkpoints` and :attr:`units` gave before, so that counting goes on after a restart as if nothing had been.
     """
 
     def __init__(
-        self, roles: Mapping[str, Tally] | None = None, checkpoints: Mapping[Scope, Sequence[Checkpoint]] | None = None
+        self,
+        roles: Mapping[str, Tally] | None = None,
+        checkpoints: Mapping[Scope, Sequence[Checkpoint]] | None = None,
+        units: Mapping[Scope, Mapping[str, Sums]] | None = None,
     ) -> None:
-        roles, checkpoints = roles or {}, checkpoints or {}
+        roles, checkpoints, units = roles or {}, checkpoints or {}, units or {}
         self.all = Stream(sum(roles.values(), Tally()), checkpoints.get("all", ()))
         self.served = Stream(Tally() + roles.get("served", Tally()), checkpoints.get("served", ()))
+        for scope in SCOPES:
+            # A key or a minute is not one of either role alone: the roles' tallies know nothing of them.
+            self.stream(scope).sums.units = {name: sums.model_copy() for name, sums in units.get(scope, {}).items()}
         self._shadow, self._both = (self.all.sums,), (self.all.sums, self.served.sums)
 
     @classmethod
@@ -126,6 +134,11 @@ class Counters:
     def checkpoints(self) -> dict[Scope, tuple[Checkpoint, ...]]:
         """What must be kept beside the tallies."""
         return {scope: tuple(self.stream(scope).checkpoints) for scope in SCOPES}
+
+    @property
+    def units(self) -> dict[Scope, dict[str, Sums]]:
+        """The sums of limits that are not by request, which must be kept too."""
+        return {scope: dict(self.stream(scope).sums.units) for scope in SCOPES}
 
     def stream(self, scope: Scope) -> Stream:
         return self.all if scope == "all" else self.served
@@ -171,6 +184,7 @@ def _difference(now: Tally, before: Tally | Checkpoint) -> Tally:
         difference=_less(now.difference, before.difference),
         absolute=_less(now.absolute, before.absolute),
         flips=_less(now.flips, before.flips),
+        units={name: _less(values, before.units.get(name, _NOTHING)) for name, values in now.units.items()},
     )
 
 

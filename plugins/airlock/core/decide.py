@@ -255,7 +255,7 @@ def _counters(release: Release, status: GatewayStatus) -> Counters:
     """The candidate's, as the gateway has them."""
     total = status.total.get(release.version, {})
     if status.checkpoints is not None and status.candidate == release.version:
-        return Counters(total, status.checkpoints)
+        return Counters(total, status.checkpoints, status.units)
     # It reports no checkpoints, or those of another version: what is left is the step's start.
     return Counters.at_step(total, status.step.get(release.version, {}))
 

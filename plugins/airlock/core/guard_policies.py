@@ -6,23 +6,48 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from airlock.core.policy import Name, Policy, Positive, Task
+from airlock.core.policy import Name, Policy, Positive, Task, Unit
 
 
 class GuardPolicy(Policy):
     """A policy judged all the time. ``min_requests`` is what a pass needs; a breach is told as soon as it is sure."""
 
-    min_requests: Annotated[int, Field(ge=1)] = 50
+    min_requests: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="how many observations a pass needs: requests, customers or minutes as `by` says; labelled "
+            "answers or outcomes of a guard that waits for them",
+        ),
+    ] = 50
 
 
-class ErrorRateGuard(GuardPolicy):
+class LiveGuard(GuardPolicy):
+    """A policy judged on requests as they are answered.
+
+    ``by`` is the unit of evidence. The error budget holds for observations whose mean, given those before, keeps the
+    bound; where requests hang together choose the unit that does not: the customer where clients try again or send
+    alike requests, the minute where trouble comes in bursts.
+    """
+
+    by: Annotated[
+        Unit,
+        Field(
+            description="what makes one observation: each request, the first request of each routing key in the "
+            "release (one without a key stands for itself), or the mean over the requests of each minute; "
+            "min_requests counts these"
+        ),
+    ] = "request"
+
+
+class ErrorRateGuard(LiveGuard):
     """The share of the candidate's requests that it failed to answer."""
 
     kind: Literal["error_rate"]
     max: Annotated[float, Field(gt=0, lt=1)]
 
 
-class LatencyGuard(GuardPolicy):
+class LatencyGuard(LiveGuard):
     """Quantiles of the candidate's latency, in milliseconds."""
 
     kind: Literal["latency"]
@@ -43,14 +68,14 @@ class LatencyGuard(GuardPolicy):
         return {quantile: ms for quantile, ms in named.items() if ms is not None}
 
 
-class FallbackRateGuard(GuardPolicy):
+class FallbackRateGuard(LiveGuard):
     """The share of the requests meant for the candidate that something else answered in its place."""
 
     kind: Literal["fallback_rate"]
     max: Annotated[float, Field(gt=0, lt=1)]
 
 
-class PredictionShiftGuard(GuardPolicy):
+class PredictionShiftGuard(LiveGuard):
     """How far the candidate's answers lie from the champion's on the same requests.
 
     ``max_mean`` bounds the mean difference, ``max_absolute`` the mean absolute difference, in
@@ -68,7 +93,7 @@ class PredictionShiftGuard(GuardPolicy):
         return self
 
 
-class DisagreementGuard(GuardPolicy):
+class DisagreementGuard(LiveGuard):
     """The share of the requests on which candidate and champion decide differently. Classification only."""
 
     kind: Literal["disagreement"]

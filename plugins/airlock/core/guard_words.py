@@ -39,10 +39,19 @@ def found(
     """What was observed of a limit, over which requests. ``tally`` is where it was counted; late limits have none."""
     n, total = seen.n, seen.total
     where = "in this step " if part == "step" else ""
-    requests = f"the last {n} requests" if part == "recent" else f"{n} requests"
+    noun = {"request": "requests", "key": "keys", "minute": "minutes"}[limit.by]
+    requests = f"the last {n} {noun}" if part == "recent" else f"{n} {noun}"
     if limit.signal in ("errors", "slow", "fallbacks"):
         served = " that were for it to answer" if scope == "served" else ""
-        return where + _counted(limit, tally, f"{total:g} of {requests}{served} ({percent(interval.estimate)})")
+        if limit.by == "minute":
+            return where + _counted(
+                limit, None, f"{percent(interval.estimate)} of a minute's requests{served} in the mean over {requests}"
+            )
+        first = "the first request of " if limit.by == "key" else ""
+        counted = tally if limit.by == "request" else None
+        return where + _counted(
+            limit, counted, f"{first}{total:g} of {requests}{served} ({percent(interval.estimate)})"
+        )
     mean, sure = interval.estimate, f"in the mean (surely {interval.low:.3g} to {interval.high:.3g})"
     if limit.signal == "flips":
         return f"{where}on {requests} the candidate decided {percent(mean)} of the rows differently from the champion"
@@ -67,7 +76,8 @@ def allowed(limit: Limit) -> str:
     """What the limit allows."""
     match limit.signal:
         case "slow":
-            return f"{percent(limit.bound)}, a {limit.name.removeprefix('latency_')} of {limit.over_ms:g} ms"
+            quantile = limit.name.removeprefix("latency_").removesuffix(f"_by_{limit.by}")
+            return f"{percent(limit.bound)}, a {quantile} of {limit.over_ms:g} ms"
         case "errors" | "fallbacks" | "flips":
             return percent(limit.bound)
         case "difference":
@@ -78,6 +88,10 @@ def allowed(limit: Limit) -> str:
 
 def unit(limit: Limit) -> str:
     """What is counted of a limit."""
+    if limit.by == "minute":
+        return "minutes with requests"
+    if limit.by == "key":
+        return "keys"
     if limit.signal in ("errors", "slow", "fallbacks"):
         return "requests"
     if not limit.late:

@@ -235,7 +235,7 @@ def _exceeds(limit: Limit, seen: Seen, alpha: float) -> bool:
 def _log_e(limit: Limit, seen: Seen) -> float:
     """Log of the e-value of the side on which sums lie beyond a limit. Of two sides each is worth half."""
     n, total, squares, smallest, largest = seen
-    if limit.signal in COUNTS:
+    if limit.signal in COUNTS and limit.by != "minute":
         return rate_log_e_value(int(total), n, limit.bound)
     ends = _ends(limit)
     side = -1 if limit.signal == "difference" and total < 0 else 1

@@ -15,6 +15,7 @@ from airlock.core.spec import (
     Guard,
     LabelMetricGuard,
     LatencyGuard,
+    LiveGuard,
     ModelSpec,
     PairedLossGuard,
     PredictionShiftGuard,
@@ -40,9 +41,12 @@ def guarded(spec: ModelSpec) -> tuple[tuple[Guard, Limit], ...]:
     """Each limit with the guard that it comes from."""
     kept: dict[tuple[str, str], tuple[Guard, dict[str, Any]]] = {}
     for guard in spec.guards:
-        for name, side, fields in _bounds(guard, spec.task is Task.CLASSIFICATION):
+        for metric, side, fields in _bounds(guard, spec.task is Task.CLASSIFICATION):
             wanted = {"minimum": math.ceil(guard.min_requests / fields.get("batch", 1)), **fields}
             wanted["ceiling"] = _ceiling(guard, fields["bound"])
+            by = guard.by if isinstance(guard, LiveGuard) else "request"
+            # Evidence of another unit is other evidence: a guard by key does not stand for one by request.
+            name, wanted["by"] = metric if by == "request" else f"{metric}_by_{by}", by
             if fields["signal"] == "late":
                 wanted["min_answers"] = guard.min_requests
                 wanted["max_missing"] = None if isinstance(guard, BusinessMetricGuard) else spec.label.max_missing
@@ -64,8 +68,8 @@ def guarded(spec: ModelSpec) -> tuple[tuple[Guard, Limit], ...]:
 
 
 def slow_limits(limits: Iterable[Limit]) -> dict[str, float]:
-    """What the gateway counts as slow, in ms, by the name of the limit: for ``Tally.answered``."""
-    return {limit.name: limit.over_ms for limit in limits if limit.over_ms is not None}
+    """What counts as a slow request, in ms, by the name of the limit: for ``Tally.answered``."""
+    return {limit.name: limit.over_ms for limit in limits if limit.over_ms is not None and limit.by == "request"}
 
 
 def _limiting(fields: dict[str, Any]) -> float:

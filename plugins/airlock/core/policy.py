@@ -57,6 +57,10 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Unit = Literal["request", "key", "minute"]
+"""What makes one observation of live traffic: a request, the first of a routing key, or the mean of a minute."""
+
+
 class Task(StrEnum):
     CLASSIFICATION = "classification"
     REGRESSION = "regression"

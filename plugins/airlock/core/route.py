@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from airlock.core.errors import RouteError
+from airlock.core.policy import Unit
 from airlock.core.segment import Pin
 
 _SCALE = 100.0 / 2**53
@@ -44,6 +45,8 @@ class Limit(BaseModel):
     range lies evenly around 0); unset: unbounded, judged asymptotically. ``batch`` is how many answers make up one
     late observation, and ``observed`` says what that is.
 
+    ``by`` is what makes one observation; all but requests are counted by core/units.py.
+
     ``minimum`` counts observations: a pass needs so many. Of a late limit ``min_answers`` counts answers, which are
     not the same where a batch makes one observation: so many must be old enough for their label to be due.
     ``max_missing`` is the share of the due labels that may be missing and are taken for like the rest; beyond it every
@@ -59,6 +62,7 @@ class Limit(BaseModel):
     alpha: Annotated[float, Field(gt=0, lt=0.5)]
     steps: Annotated[int, Field(ge=1)] = 1
     minimum: Annotated[int, Field(ge=1)] = 50
+    by: Unit = "request"
     min_answers: Annotated[int, Field(ge=0)] = 0
     max_missing: Annotated[float, Field(ge=0, le=1)] | None = None
     over_ms: float | None = Field(None, description="of slow: what takes longer counts")

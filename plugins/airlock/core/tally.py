@@ -88,7 +88,8 @@ class Tally(BaseModel):
     a limit whose name is not there was not watched.
     ``difference``, ``absolute`` and ``flips`` have one observation for each request that both versions answered: the
     mean over its rows of (candidate - champion) in the answer's units, of its absolute value, and the share of
-    rows that were decided differently.
+    rows that were decided differently. ``units`` holds the observations of the limits that have another unit than the
+    request, by their names; core/units.py counts them, over a whole scope alone.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -102,6 +103,7 @@ class Tally(BaseModel):
     difference: Sums = Field(default_factory=Sums)
     absolute: Sums = Field(default_factory=Sums)
     flips: Sums = Field(default_factory=Sums)
+    units: dict[str, Sums] = Field(default_factory=dict)
 
     def answered(self, latency_ms: float, slow: Mapping[str, float] = _NO_LIMITS) -> None:
         """Count a request. ``slow`` holds the route's limits on latency: milliseconds by name."""
@@ -148,6 +150,10 @@ class Tally(BaseModel):
             difference=self.difference + other.difference,
             absolute=self.absolute + other.absolute,
             flips=self.flips + other.flips,
+            units={
+                name: self.units.get(name, Sums()) + other.units.get(name, Sums())
+                for name in {*self.units, *other.units}
+            },
         )
 
 
@@ -178,6 +184,7 @@ class Checkpoint(BaseModel):
     difference: Sums = Sums()
     absolute: Sums = Sums()
     flips: Sums = Sums()
+    units: dict[str, Sums] = {}
 
 
 class LateEvidence(BaseModel):
@@ -220,7 +227,8 @@ class GatewayStatus(BaseModel):
     """What a gateway says about one model: the route it observes, and what it counted.
 
     ``step`` holds the tallies since the route's step began, ``total`` those of the whole release; both by version,
-    and by role: ``served`` or ``shadow``. ``checkpoints`` are those of the candidate's counters.
+    and by role: ``served`` or ``shadow``. ``checkpoints`` are those of the candidate's counters, and ``units`` their
+    sums of limits that are not by request.
     ``observed_s`` is how many seconds of the step it has watched, by a clock that only runs while it runs.
     """
 
@@ -241,4 +249,5 @@ class GatewayStatus(BaseModel):
     step: dict[str, dict[str, Tally]] = {}
     total: dict[str, dict[str, Tally]] = {}
     checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
+    units: dict[Scope, dict[str, Sums]] = {}
     error: str | None = Field(None, description="why the newest route document was not taken, if it was not")

@@ -17,16 +17,17 @@ from typing import NamedTuple
 from airlock.core.counters import Counters, Quiet, Stream
 from airlock.core.guard_words import Seen
 from airlock.core.route import Limit
-from airlock.core.tally import SCOPES, Checkpoint, Scope, Tally
+from airlock.core.tally import SCOPES, Checkpoint, Scope, Sums, Tally
 
 COUNTS = frozenset({"errors", "slow", "fallbacks"})
-"""Signals with one observation a request: whether it was such."""
+"""Signals of which each request either is one or is not."""
 
 RELEASE, STEPS, RESTARTS = 0.5, 0.25, 0.25
 """What the whole release, the starts of all steps and all restarts weigh."""
 SCOPE_WEIGHT: dict[Scope, float] = {"all": 0.6, "served": 0.4}
 """What each scope weighs where both are tested."""
 _DECAY = 0.25
+_NOTHING = Sums()
 _LOST = 1e-9
 
 
@@ -60,6 +61,8 @@ def weight(limit: Limit, scope: Scope, since: Checkpoint | None) -> float:
 
 def seen(limit: Limit, counted: Tally | Checkpoint) -> Seen:
     """What a tally or a checkpoint holds of a limit."""
+    if limit.by != "request":
+        return Seen.of(counted.units.get(limit.name, _NOTHING))
     match limit.signal:
         case "errors":
             hits = counted.errors
@@ -91,6 +94,8 @@ def is_quiet(limit: Limit, counters: Counters) -> bool:
     the average of each window keeps the bound. NaN and what is negative are never quiet.
     """
     signal, bound, name = limit.signal, limit.bound, limit.name
+    if limit.by != "request":
+        return all(_unit_is_quiet(limit, counters.stream(scope)) for scope in scopes(limit))
     if signal in COUNTS:
         for stream in (counters.all, counters.served):
             sums = stream.sums
@@ -117,6 +122,17 @@ def is_quiet(limit: Limit, counters: Counters) -> bool:
         return total - kept <= quiet.over and -total - kept <= quiet.under
     values = tally.absolute if signal == "absolute" else tally.flips
     return values.total >= 0 and values.total - bound * values.n <= quiet.over
+
+
+def _unit_is_quiet(limit: Limit, stream: Stream) -> bool:
+    quiet = stream.quiet.get(limit.name)
+    if quiet is None or quiet.taken != stream.taken or quiet.bound != limit.bound:
+        quiet = _refresh(limit, stream)
+    sums = stream.sums.units.get(limit.name, _NOTHING)
+    total, kept = sums.total, limit.bound * sums.n
+    if limit.signal == "difference":
+        return total - kept <= quiet.over and -total - kept <= quiet.under
+    return total >= 0 and total - kept <= quiet.over
 
 
 def hush(limit: Limit, counters: Counters) -> None:
@@ -153,7 +169,7 @@ def _excess(limit: Limit, sums: Seen) -> tuple[float, float]:
 def _less(limit: Limit, now: Seen, before: Seen) -> Seen:
     """What came since ``before``; nothing where it is too little beside the whole to be known after rounding."""
     n, total = now.n - before.n, now.total - before.total
-    if limit.signal in COUNTS:
+    if limit.signal in COUNTS and limit.by == "request":
         # As in the counters: of fallbacks, the first ones may belong to requests before.
         total = min(total, max(0, n)) if limit.signal == "fallbacks" else total
         return Seen(n, total, total)

@@ -1,0 +1,191 @@
+"""Traffic whose requests hang together, and how often a guard takes back a version that keeps its bound on it.
+
+Every stream is counted request by request by the shipped counters (``core/counters.py``, ``core/units.py``) and tested
+by the shipped guard after each. What is exactly at its bound is the mean of the unit that is observed: of a guard by
+key the share of the customers whose first request fails, else the share of the requests. That is the hardest version
+that must still be left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from airlock.core.counters import Counters
+from airlock.core.guards import breach, limits_of
+from airlock.core.limits import slow_limits
+from airlock.core.route import Limit, Unit
+from airlock.core.spec import ModelSpec
+from airlock.core.units import Units
+
+Floats = npt.NDArray[np.float64]
+
+BUDGET = 0.01
+UNITS: tuple[Unit, ...] = ("request", "key", "minute")
+ERRORS, SHIFT, SPREAD = 0.02, 0.01, 0.048
+
+
+class Traffic(NamedTuple):
+    """Requests in order: their times in seconds, their customers, and of each whether it failed or its difference."""
+
+    at: Floats
+    key: npt.NDArray[np.int64]
+    value: Floats
+
+
+class Stream(NamedTuple):
+    """``make(rng, requests, rate, unit)``: so many requests, so many a minute, at the bound for that unit."""
+
+    name: str
+    guard: dict[str, Any]
+    make: Callable[[np.random.Generator, int, float, Unit], Traffic]
+
+
+def _times(rng: np.random.Generator, requests: int, rate: float) -> Floats:
+    return np.cumsum(rng.exponential(60 / rate, requests))
+
+
+def _customers(rng: np.random.Generator, requests: int) -> npt.NDArray[np.int64]:
+    """Each has three requests or so, in any order."""
+    return rng.integers(0, max(1, requests // 3), requests)
+
+
+def independent(rng: np.random.Generator, requests: int, rate: float, _unit: Unit) -> Traffic:
+    failed = rng.random(requests) < ERRORS
+    return Traffic(_times(rng, requests, rate), _customers(rng, requests), failed.astype(float))
+
+
+def retries(rng: np.random.Generator, requests: int, rate: float, unit: Unit, tries: int = 6) -> Traffic:
+    """Whoever fails asks again every second, up to ``tries`` times in all; each try fails again in nine of ten."""
+    again = 0.9
+    # Of a customer whose first request fails with chance p: requests and failures in expectation.
+    failures = (1 - again**tries) / (1 - again)
+    asked = 1 + (1 - again ** (tries - 1)) / (1 - again)
+    # p * failures / (1 - p + p * asked) is the share of the requests that fail.
+    first = ERRORS if unit == "key" else ERRORS / (failures - ERRORS * (asked - 1))
+    at, keys, failed = [], [], []
+    now = 0.0
+    for customer in range(requests):
+        now += rng.exponential(60 / rate)
+        at.append(now)
+        keys.append(customer)
+        failed.append(rng.random() < first)
+        for second in range(1, tries):
+            if not failed[-1]:
+                break
+            at.append(now + second)
+            keys.append(customer)
+            failed.append(rng.random() < again)
+    order = np.argsort(at, kind="stable")[:requests]
+    return Traffic(np.array(at)[order], np.array(keys)[order], np.array(failed, float)[order])
+
+
+def alike(rng: np.random.Generator, requests: int, rate: float, _unit: Unit) -> Traffic:
+    """Customers who send the same request again and again, a few of them very often: it fails always or never."""
+    customers = max(1, requests // 20)
+    often = rng.pareto(1.5, customers) + 1
+    keys = rng.choice(customers, requests, p=often / often.sum())
+    fails = rng.random(customers) < ERRORS
+    return Traffic(_times(rng, requests, rate), keys, fails[keys].astype(float))
+
+
+def bursts(rng: np.random.Generator, requests: int, rate: float, _unit: Unit) -> Traffic:
+    """Outages of 6 seconds or so, five minutes apart or so, in which everything fails."""
+    at = _times(rng, requests, rate)
+    down, up = 6.0, 6.0 * (1 - ERRORS) / ERRORS
+    ends = np.cumsum(
+        np.column_stack(
+            [rng.exponential(up, 4 * int(at[-1] / up) + 50), rng.exponential(down, 4 * int(at[-1] / up) + 50)]
+        ).ravel()
+    )
+    failed = np.searchsorted(ends, at, "right") % 2 == 1
+    return Traffic(at, _customers(rng, requests), failed.astype(float))
+
+
+def _autoregressive(rng: np.random.Generator, count: int, rho: float) -> Floats:
+    """Standard normal values, each correlated ``rho`` with the one before."""
+    from scipy.signal import lfilter
+
+    shocks = rng.standard_normal(count) * math.sqrt(1 - rho * rho)
+    shocks[0] = rng.standard_normal()
+    found: Floats = lfilter([1.0], [1.0, -rho], shocks)
+    return found
+
+
+def neighbours(rng: np.random.Generator, requests: int, rate: float, _unit: Unit) -> Traffic:
+    """Differences of answers, each correlated 0.9 with the one before."""
+    values = SHIFT + SPREAD * _autoregressive(rng, requests, 0.9)
+    return Traffic(_times(rng, requests, rate), _customers(rng, requests), values)
+
+
+def drifting(rng: np.random.Generator, requests: int, rate: float, _unit: Unit) -> Traffic:
+    """Minutes whose means are correlated 0.9 with the minute before, a tenth of each difference's variance."""
+    at = _times(rng, requests, rate)
+    minutes = _autoregressive(rng, int(at[-1] // 60) + 1, 0.9)[(at // 60).astype(int)]
+    values = SHIFT + SPREAD * (math.sqrt(0.1) * minutes + math.sqrt(0.9) * rng.standard_normal(requests))
+    return Traffic(at, _customers(rng, requests), values)
+
+
+_ERROR_RATE = {"kind": "error_rate", "max": ERRORS}
+_SHIFT = {"kind": "prediction_shift", "max_mean": SHIFT}
+STREAMS = (
+    Stream("independent requests", _ERROR_RATE, independent),
+    Stream("retries: who fails asks again", _ERROR_RATE, retries),
+    Stream("the same request again and again", _ERROR_RATE, alike),
+    Stream("bursts: outages of 6 s", _ERROR_RATE, bursts),
+    Stream("AR(1) from request to request, rho 0.9", _SHIFT, neighbours),
+    Stream("AR(1) from minute to minute, rho 0.9", _SHIFT, drifting),
+)
+
+
+def limit_of(guard: dict[str, Any], unit: Unit) -> Limit:
+    """The only limit of a spec with this guard, which has all of the budget."""
+    spec = {
+        "model": "dependence",
+        "task": "classification",
+        "data": {"key": "id", "event_time": "t"},
+        "label": {"name": "y"},
+        "inputs": {"x": "float"},
+        "gates": [{"kind": "finite"}],
+        "false_rollback_budget": BUDGET,
+        "guards": [{**guard, "by": unit}],
+    }
+    (limit,) = limits_of(ModelSpec.model_validate(spec))
+    return limit
+
+
+def ejected_after(limit: Limit, traffic: Traffic) -> float:
+    """After how many requests the guard ejects; infinity: never. Everything is served, in one step."""
+    counters = Counters()
+    units, slow = Units([limit], counters), slow_limits([limit])
+    tallies = counters.tallies("served")
+    errors = limit.signal == "errors"
+    limits = (limit,)
+    times, keys, values = traffic.at.tolist(), [str(key) for key in traffic.key.tolist()], traffic.value.tolist()
+    for number, (at, key, value) in enumerate(zip(times, keys, values, strict=True), start=1):
+        failed = errors and value > 0
+        for tally in tallies:
+            (tally.failed if failed else tally.answered)(1.0, slow)
+            if not errors:
+                tally.compared([value], 0)
+        units.answered("served", key, 1.0, failed=failed, at=at)
+        if not errors:
+            units.compared(key, [value], 0, at=at)
+        if breach(limits, counters) is not None:
+            return number
+        counters.restart_if_due()
+    return math.inf
+
+
+def false_alarms(stream: Stream, unit: Unit, *, rollouts: int, requests: int, rate: float, seed: int) -> int:
+    """How many of so many rollouts are taken back."""
+    limit = limit_of(stream.guard, unit)
+    found = 0
+    for number in range(rollouts):
+        rng = np.random.default_rng([seed, number])
+        found += math.isfinite(ejected_after(limit, stream.make(rng, requests, rate, unit)))
+    return found
