@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ from pydantic import ValidationError
 from airlock.core import units as module
 from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge, limits_of
+from airlock.core.replay import replay
+from airlock.core.replay_traffic import Observation, Traffic
 from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Sums
 from airlock.core.units import SLOTS, Units, UnitsState
 from airlock.core.verdict import Status
+from tests.support.toy_model import toy_spec
 
 
 def limits(*guards: dict[str, Any]) -> tuple[Limit, ...]:
@@ -169,7 +173,7 @@ def test_torn_bitmaps_are_refused() -> None:
         UnitsState(keys={"all answered": base64.b64encode(bytes(SLOTS // 8 - 1)).decode()})
 
 
-@pytest.mark.parametrize("limit", [BY_KEY, BY_MINUTE])
+@pytest.mark.parametrize("limit", limits(*({**ERRORS, "max": 0.1, "by": by} for by in ("key", "minute"))))
 def test_a_pass_needs_its_minimum_of_units(limit: Limit) -> None:
     counters, units = counting(limit)
     for number in range(49):
@@ -183,3 +187,15 @@ def test_a_pass_needs_its_minimum_of_units(limit: Limit) -> None:
     units.until(60.0 * 51)
     (verdict,) = judge([limit], counters)
     assert (verdict.status, verdict.n) == (Status.PASS, 50)
+
+
+@pytest.mark.parametrize(("by", "n"), [("key", 30), ("minute", 5)])
+def test_a_replay_counts_by_the_same_units(by: str, n: int) -> None:
+    """300 requests of 30 customers in five minutes, all in shadow."""
+    spec = toy_spec(guards=[{**ERRORS, "by": by, "min_requests": 5}], rollout={"shadow": {"bake": "1h"}})
+    seen = [Observation(float(number), role="shadow", key=f"k{number % 30}") for number in range(300)]
+    report = replay(
+        spec, Traffic(datetime(2026, 1, 1, tzinfo=UTC), [*seen, Observation(300.0, role="shadow", key="k0")])
+    )
+    (verdict,) = report.hindsight
+    assert (verdict.name, verdict.n) == (f"error_rate_by_{by}", n)

@@ -21,6 +21,7 @@ from airlock.core.replay_traffic import Glance, Observation, Rhythm, Traffic
 from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Tally
+from airlock.core.units import Units
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 GLANCE_EVERY = 100
@@ -72,6 +73,7 @@ class _Run:
         self.live = tuple(limit for limit in self.limits if not limit.late)
         self.slow = slow_limits(self.limits)
         self.counters = Counters()
+        self.units = Units(self.limits, self.counters)
         self.earlier: dict[Role, Tally] = {}
         self.current: dict[Role, Tally] = {}
         self.tallies: dict[Role, tuple[Tally, ...]] = {}
@@ -127,9 +129,11 @@ class _Run:
         if seen.differences:
             for tally in counted:
                 tally.compared(seen.differences, seen.flips)
+            self.units.compared(seen.key, seen.differences, seen.flips, at=seen.at)
             self._guard()
 
     def _count(self, seen: Observation, role: Role, counted: tuple[Tally, ...]) -> None:
+        self.units.answered(role, seen.key, seen.latency_ms, failed=seen.failed, at=seen.at)
         if not seen.failed:
             for tally in counted:
                 tally.answered(seen.latency_ms, self.slow)
@@ -188,6 +192,7 @@ class _Run:
         if self.release.phase is Phase.PROVISIONAL:
             self._settle()
             return
+        self.units.until(self.now)
         labels, over = self.now >= self._labels_due(), self.now - self.since >= self.step.deadline.total_seconds()
         if not (labels or over or self._may_leave()):
             self._plan_look(self.rhythm.poll_s)
@@ -282,6 +287,7 @@ class _Run:
 
     def _enter(self, place: int, now: float) -> None:
         if self.release.generation:
+            self.units.end_minute()
             self.counters.begin_step()
         for role, tally in self.current.items():
             self.earlier[role] = self.earlier.get(role, Tally()) + tally
@@ -354,6 +360,7 @@ class _Run:
                 CHAMPION: {"served": self.traffic.champion_by(self.now)},
             },
             checkpoints=self.counters.checkpoints,
+            units=self.counters.units,
         )
 
     def _show(self, watch: Callable[[Glance], None]) -> None:
@@ -370,7 +377,7 @@ class _Run:
             reason = "promoted provisionally; its labels had not settled it when the traffic ended"
         else:
             ending, reason = "unfinished", f"the traffic ended in {self.step.name}"
-        everything = Counters({str(role): tally for role, tally in self._total().items()})
+        everything = Counters({str(role): tally for role, tally in self._total().items()}, units=self.counters.units)
         hindsight = judge(
             self.limits, everything, champion=self.traffic.champion_by(self.now), late=self._late(self.now)
         )

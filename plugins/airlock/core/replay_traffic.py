@@ -19,6 +19,7 @@ class Observation(NamedTuple):
 
     ``role`` is the candidate's; ``None``: the share of the step decides, by the ``place`` in [0, 100) at which the
     router's hash puts the request. ``step`` is the one in which the gateway counted it, where steps are followed.
+    ``key`` is the routing key that the request carried, if it carried one.
     """
 
     at: float
@@ -32,6 +33,7 @@ class Observation(NamedTuple):
     differences: tuple[float, ...] = ()
     flips: int = 0
     step: str | None = None
+    key: str | None = None
 
 
 class Late(Protocol):

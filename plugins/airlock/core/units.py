@@ -77,7 +77,7 @@ class Units:
         self._open = {
             scope: {name: s.model_copy() for name, s in state.minute.get(scope, {}).items()} for scope in SCOPES
         }
-        self._close()
+        self.end_minute()
 
     @property
     def any(self) -> bool:
@@ -117,7 +117,7 @@ class Units:
         """Say what time it is: a minute that is over becomes an observation."""
         minute = int(at // 60)
         if minute != self._minute:
-            self._close()
+            self.end_minute()
             self._minute = minute
 
     def state(self) -> UnitsState:
@@ -133,7 +133,8 @@ class Units:
         elif first:
             self._whole(scope, limit.name).add(value)
 
-    def _close(self) -> None:
+    def end_minute(self) -> None:
+        """Make an observation of the minute that is open: a new route ends it, and so does a restart."""
         for scope, requests in self._open.items():
             for name, sums in requests.items():
                 if sums.mean is not None:

@@ -171,6 +171,7 @@ class _Log:
                 "timed_out": heads["timed_out"].eq(True),
                 "latency_ms": heads["latency_ms"].fillna(0.0),
                 "step": heads["step"],
+                "key": heads["routing_key"],
             }
         )
         if planned:
