@@ -199,3 +199,17 @@ def test_a_replay_counts_by_the_same_units(by: str, n: int) -> None:
     )
     (verdict,) = report.hindsight
     assert (verdict.name, verdict.n) == (f"error_rate_by_{by}", n)
+
+
+@pytest.mark.parametrize("by", ["key", "minute"])
+def test_latency_is_counted_by_unit(by: str) -> None:
+    (limit,) = limits({"kind": "latency", "max_p50_ms": 10, "by": by, "min_requests": 5})
+    counters, units = counting(limit)
+    for number in range(20):
+        for tally in counters.tallies("served"):
+            tally.answered(5.0)
+        units.answered("served", f"k{number}", 50.0 if number % 10 == 0 else 5.0, failed=False, at=60.0 * number)
+    units.until(1e6)
+    (verdict,) = judge([limit], counters)
+    assert (verdict.status, verdict.n, verdict.estimate) == (Status.PASS, 20, pytest.approx(0.1))
+    assert "a p50 of 10 ms" in verdict.reason

@@ -90,7 +90,7 @@ def _judge_live(limit: Limit, counters: Counters, champion: Tally | None) -> Ver
     seen = found[0].seen
     if problem := _any_untrue(limit, found):
         return _verdict(limit, Status.ERROR, problem, seen, None, details)
-    if limit.signal == "slow" and total.requests and limit.name not in total.slow:
+    if limit.signal == "slow" and limit.by == "request" and total.requests and limit.name not in total.slow:
         return _verdict(limit, Status.INCONCLUSIVE, words.unwatched(limit, total), seen, None, details)
     if broken := _broken(limit, found):
         reason = _reason(limit, counters, broken) + words.champions(details)
