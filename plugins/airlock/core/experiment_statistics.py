@@ -160,7 +160,7 @@ def _variance(champion: Floats, candidate: Floats) -> float:
     """Variance of the difference of means: each group's own (Welch), or as if both had one, where that is more.
 
     A small group of skewed values that lacks its rare large ones has a mean and a variance that are both too small,
-    and by its own variance alone such a group looks surely worse: at 5 to 95 % of the units 5 % become 13 %
+    and by its own variance alone such a group looks surely worse: at 5 to 95 % of the units 5 % become 12 %
     (lognormal values; tests/benchmarks/RESULTS.md). The pooled variance (Student) knows the large values from the
     other group. Groups of one size have the same variance either way.
     """
