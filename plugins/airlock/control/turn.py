@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from airlock import specs
 from airlock.control.projection import Aliases, project_route, show_aliases
-from airlock.core.errors import AirlockError, Conflict, Unavailable
+from airlock.core.errors import AirlockError, Conflict, NotPossible, Unavailable
 from airlock.core.release import LIVE, WAITING, Event, Phase, Release
 from airlock.core.route import Limit, Route
 from airlock.core.spec import ModelSpec
@@ -151,12 +151,17 @@ class Controller:
         """
         lease = self._take()
         turn = Turn(self, lease)
+        refused: NotPossible | None = None
         try:
             turn.project()
             yield turn
+        except NotPossible as error:
+            refused = error
         finally:
             self._give_back(lease)
-        self.catch_up()
+        self.catch_up()  # also of who was refused: what it would have gone on with may have been ended first
+        if refused is not None:
+            raise refused
 
     def catch_up(self, *, strictly: bool = False) -> None:
         """Show the aliases that are still to be shown. Traffic never waits for it: when the registry is down that is

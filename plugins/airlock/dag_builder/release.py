@@ -30,8 +30,11 @@ from airlock.triggers.overdue import release_overdue
 _RELEASE = "{{ ti.xcom_pull(task_ids='package')['id'] }}"
 """By template, not by reference: a reference would draw an edge to every later task."""
 
-_RETRIES = 5
-"""A task that wakes up before a busy scheduler has seen it pause is taken for killed: that costs a try, and no more."""
+_RETRIES = 12
+_RETRY_AT_MOST = timedelta(seconds=15)
+"""A ledger that is away for three minutes costs no release, and one that is back waits for no task for long: a release
+that has failed meanwhile is taken back by the first that runs. A task that wakes up before a busy scheduler has seen it
+pause is taken for killed: that costs a try, and no more."""
 
 _SLACK = timedelta(minutes=30)
 """For packing, starting tasks and loading versions, beside what the steps and the questions may take."""
@@ -88,7 +91,7 @@ def release_dag(spec: ModelSpec) -> DAG:
 
 
 def _common(spec: ModelSpec) -> dict[str, Any]:
-    return {"model": spec.model, "release": _RELEASE, "retries": _RETRIES}
+    return {"model": spec.model, "release": _RELEASE, "retries": _RETRIES, "max_retry_delay": _RETRY_AT_MOST}
 
 
 def _rule_after(before: object) -> TriggerRule:

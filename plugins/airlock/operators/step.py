@@ -118,7 +118,7 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
     def _cleared(self, context: Context) -> bool:
         """Whether what was in the way has been ended here: a release that nobody carries on any more."""
         for other in self.control.ledger.releases(self.model, phases=LIVE):
-            if other.id == self.release_id:
+            if other.id == self.release_id or other.run is None:
                 continue
             try:
                 why = orphaned(other, run_state(context, other))
