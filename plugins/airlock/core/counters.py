@@ -12,9 +12,12 @@ Checkpoints are thinned to about geometric ages: of those that are ``a`` spacing
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from airlock.core.tally import SCOPES, Checkpoint, Role, Scope, Sums, Tally
+
+if TYPE_CHECKING:
+    from airlock.core.quiet import Quiet
 
 SPACING = 50
 """Requests from one restart to the next."""
@@ -23,32 +26,17 @@ _NOTHING = Sums()
 """Restarts that are kept of each doubling of the age."""
 
 
-class Quiet(NamedTuple):
-    """Up to which excess of a limit, its sum less the bound times the observations, no test of it can reject.
-
-    ``over`` is that of the sum, ``under`` that of its negative; both hold for ``bound`` and the checkpoints up to
-    the one that was the ``taken``-th.
-    """
-
-    bound: float
-    taken: int
-    over: float
-    under: float
-
-
 class Stream:
     """The running sums of one scope, and their checkpoints in the order in which they were taken.
 
-    ``taken`` counts the checkpoints taken here, and ``quiet`` is for whoever tests limits to remember, by their names,
-    what need not be tested again.
+    ``taken`` counts those that were taken here, for whoever remembers what they say of a limit.
     """
 
     def __init__(self, sums: Tally | None = None, checkpoints: Iterable[Checkpoint] = ()) -> None:
         self.sums = sums if sums is not None else Tally()
         self.checkpoints = list(checkpoints)
         self.taken = 0
-        self.quiet: dict[str, Quiet] = {}
-        self._restarts = max((c.number for c in self.checkpoints if c.kind == "restart"), default=0)
+        self.next_restart = SPACING * (1 + max((c.number for c in self.checkpoints if c.kind == "restart"), default=0))
 
     def begin_step(self) -> None:
         """Judge the step that begins now on its own too. One that begins with the stream has its sums anyway."""
@@ -61,13 +49,12 @@ class Stream:
         if earlier.requests:
             self._take(earlier, "step", 2)
 
-    def restart_if_due(self) -> None:
+    def restart(self) -> None:
         """Take a checkpoint where another spacing of requests is full, and thin the older ones."""
         number = self.sums.requests // SPACING
-        if number > self._restarts:
-            self._restarts = number
-            self.checkpoints = [c for c in self.checkpoints if c.kind == "step" or stays(c.number, number)]
-            self._take(self.sums, "restart", number)
+        self.next_restart = SPACING * (number + 1)
+        self.checkpoints = [c for c in self.checkpoints if c.kind == "step" or stays(c.number, number)]
+        self._take(self.sums, "restart", number)
 
     @property
     def step_began(self) -> Checkpoint | None:
@@ -106,6 +93,7 @@ class Counters:
 
     ``roles`` are the release's tallies by role, which are copied, and ``checkpoints`` and ``units`` what
     :attr:`checkpoints` and :attr:`units` gave before, so that counting goes on after a restart as if nothing had been.
+    ``quiet`` is where core/quiet.py remembers what need not be tested again.
     """
 
     def __init__(
@@ -120,6 +108,7 @@ class Counters:
         for scope in SCOPES:
             # A key or a minute is not one of either role alone: the roles' tallies know nothing of them.
             self.stream(scope).sums.units = {name: sums.model_copy() for name, sums in units.get(scope, {}).items()}
+        self.quiet: Quiet | None = None
         self._shadow, self._both = (self.all.sums,), (self.all.sums, self.served.sums)
 
     @classmethod
@@ -157,8 +146,11 @@ class Counters:
             self.stream(scope).begin_step()
 
     def restart_if_due(self) -> None:
-        for scope in SCOPES:
-            self.stream(scope).restart_if_due()
+        """To be called after each request that was counted and tested."""
+        if self.all.sums.requests >= self.all.next_restart:
+            self.all.restart()
+        if self.served.sums.requests >= self.served.next_restart:
+            self.served.restart()
 
 
 def stays(number: int, newest: int) -> bool:

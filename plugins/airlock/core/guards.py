@@ -9,7 +9,7 @@ served requests alone. Late limits have no such windows and spend all of their a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from airlock.core.counters import Counters
 from airlock.core.guard_words import Seen
 from airlock.core.limits import guarded, limits_of, slow_limits
 from airlock.core.pass_rule import no_pass_yet
+from airlock.core.quiet import quiet_of
 from airlock.core.route import Limit
 from airlock.core.sequential import (
     ASYMPTOTIC_MINIMUM,
@@ -31,7 +32,7 @@ from airlock.core.sequential import (
 )
 from airlock.core.tally import LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
-from airlock.core.windows import COUNTS, Window, hush, is_quiet, windows
+from airlock.core.windows import COUNTS, Window, windows
 from airlock.core.windows import seen as observed
 
 __all__ = ["breach", "guarded", "judge", "limits_of", "may_pass", "slow_limits"]
@@ -40,21 +41,22 @@ _BATCHES_MINIMUM = 5
 _ROUNDING = 1e-6
 
 
-def breach(limits: Iterable[Limit], counters: Counters) -> str | None:
+def breach(limits: Sequence[Limit], counters: Counters) -> str | None:
     """Why the candidate must go now, in words, or ``None``.
 
     Made to be called after each candidate request: while the plain averages keep their bounds, which is nearly
     always, it costs a few comparisons. Sums that cannot be true are a breach. Late limits are not looked at.
     """
-    for limit in limits:
-        if limit.signal == "late" or is_quiet(limit, counters):
-            continue
+    quiet = quiet_of(limits, counters)
+    loud = quiet.loud()
+    for limit in loud:
         found = list(windows(limit, counters))
         if problem := _any_untrue(limit, found):
             return problem
         if broken := _broken(limit, found):
             return _reason(limit, counters, broken)
-        hush(limit, counters)
+    if loud:
+        quiet.tested(loud)
     return None
 
 

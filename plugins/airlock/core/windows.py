@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from airlock.core.counters import Counters, Quiet, Stream
+from airlock.core.counters import Counters
 from airlock.core.guard_words import Seen
 from airlock.core.route import Limit
 from airlock.core.tally import SCOPES, Checkpoint, Scope, Sums, Tally
@@ -85,85 +85,6 @@ def windows(limit: Limit, counters: Counters) -> Iterator[Window]:
         yield Window(scope, None, weight(limit, scope, None), now)
         for since in stream.checkpoints:
             yield Window(scope, since, weight(limit, scope, since), _less(limit, now, seen(limit, since)))
-
-
-def is_quiet(limit: Limit, counters: Counters) -> bool:
-    """Whether no window of a live limit can reject it, at the cost of a few comparisons.
-
-    The excess since a checkpoint is the excess now less that at the checkpoint: where it now lies below all of them,
-    the average of each window keeps the bound. NaN and what is negative are never quiet.
-    """
-    signal, bound, name = limit.signal, limit.bound, limit.name
-    if limit.by != "request":
-        return all(_unit_is_quiet(limit, counters.stream(scope)) for scope in scopes(limit))
-    if signal in COUNTS:
-        for stream in (counters.all, counters.served):
-            sums = stream.sums
-            hits = (
-                sums.errors
-                if signal == "errors"
-                else sums.fallbacks
-                if signal == "fallbacks"
-                else sums.slow.get(name, 0)
-            )
-            quiet = stream.quiet.get(name)
-            if quiet is None or quiet.taken != stream.taken or quiet.bound != bound:
-                quiet = _refresh(limit, stream)
-            if not (hits >= 0 and hits - bound * sums.requests <= quiet.over):
-                return False
-        return True
-    stream = counters.all
-    quiet = stream.quiet.get(name)
-    if quiet is None or quiet.taken != stream.taken or quiet.bound != bound:
-        quiet = _refresh(limit, stream)
-    tally = stream.sums
-    if signal == "difference":
-        total, kept = tally.difference.total, bound * tally.difference.n
-        return total - kept <= quiet.over and -total - kept <= quiet.under
-    values = tally.absolute if signal == "absolute" else tally.flips
-    return values.total >= 0 and values.total - bound * values.n <= quiet.over
-
-
-def _unit_is_quiet(limit: Limit, stream: Stream) -> bool:
-    quiet = stream.quiet.get(limit.name)
-    if quiet is None or quiet.taken != stream.taken or quiet.bound != limit.bound:
-        quiet = _refresh(limit, stream)
-    sums = stream.sums.units.get(limit.name, _NOTHING)
-    total, kept = sums.total, limit.bound * sums.n
-    if limit.signal == "difference":
-        return total - kept <= quiet.over and -total - kept <= quiet.under
-    return total >= 0 and total - kept <= quiet.over
-
-
-def hush(limit: Limit, counters: Counters) -> None:
-    """Remember that a limit was tested and held.
-
-    What is at most as far beyond the bound as now cannot reject it either: in between, the wealth of every bet has
-    fallen by at least as much as the excess has, log(1 + x) being at most x.
-    """
-    for scope in scopes(limit):
-        stream = counters.stream(scope)
-        over, under = _excess(limit, seen(limit, stream.sums))
-        known = stream.quiet.get(limit.name) or _refresh(limit, stream)
-        stream.quiet[limit.name] = known._replace(over=max(known.over, over), under=max(known.under, under))
-
-
-def _refresh(limit: Limit, stream: Stream) -> Quiet:
-    known = stream.quiet.get(limit.name)
-    if known is not None and known.bound == limit.bound and known.taken == stream.taken - 1:
-        new, over, under = stream.checkpoints[-1:], known.over, known.under
-    else:
-        new, over, under = stream.checkpoints, 0.0, 0.0
-    for checkpoint in new:
-        above, below = _excess(limit, seen(limit, checkpoint))
-        over, under = min(over, above), min(under, below)
-    stream.quiet[limit.name] = quiet = Quiet(limit.bound, stream.taken, over, under)
-    return quiet
-
-
-def _excess(limit: Limit, sums: Seen) -> tuple[float, float]:
-    kept = limit.bound * sums.n
-    return sums.total - kept, -sums.total - kept
 
 
 def _less(limit: Limit, now: Seen, before: Seen) -> Seen:

@@ -121,46 +121,49 @@ def airlock(rollouts: Rollouts, limit: Limit) -> Floats:
 
     What comes in the first step is asked in shadow, the rest is served.
     """
-    n, total, squares = rollouts.n, rollouts.total, rollouts.squares
     if limit.late:
         looks = rollouts.looks()
         extremes = looks.smallest, looks.largest
         return looks.first(exceeds(looks.n, looks.total, looks.squares, *extremes, limit, limit.alpha))
-    found = np.full(len(total), np.inf)
-    for column in np.flatnonzero(n % LOOK == 0):
+    found = np.full(len(rollouts.total), np.inf)
+    for column in np.flatnonzero(rollouts.n % LOOK == 0):
         alive = np.flatnonzero(np.isinf(found))
-        if not len(alive):
-            break
-        begins = [
-            (scope, at, windows.weight(limit, scope, since)) for scope, since, at in _begins(rollouts, limit, column)
-        ]
-        weights = np.array([weight for *_, weight in begins])
-        earlier = np.array([at for _, at, _ in begins])
-        now = (alive[:, None], column)
-        # Columns of zeros stand for what was before the first block.
-        fresh = [part[now] - np.where(earlier < 0, 0.0, part[alive[:, None], earlier]) for part in (total, squares)]
-        of_n = n[column] - np.where(earlier < 0, 0.0, n[earlier])
-        mixed = _mixture(of_n, *fresh, rollouts.smallest[now], rollouts.largest[now], limit, weights)
-        found[alive[mixed >= -math.log(limit.alpha)]] = n[column]
+        log_e = log_mixtures(rollouts, limit, alive, column, rollouts.n[column])
+        found[alive[log_e >= -math.log(limit.alpha)]] = rollouts.n[column]
     return found
 
 
-def _begins(rollouts: Rollouts, limit: Limit, column: int) -> Iterator[tuple[Scope, Checkpoint | None, int]]:
-    """The windows at a look: their scope, checkpoint, and the last column before them (-1: none)."""
-    step_requests = rollouts.rate * BAKE_MINUTES
-    block = int(rollouts.n[0])
-    served_from = -(-step_requests // block) - 1  # the last column of the shadow
+def log_mixtures(rollouts: Rollouts, limit: Limit, rows: np.ndarray, column: int, n: float) -> Floats:
+    """Log of what ``guards._broken`` holds against 1 / alpha, of some rollouts after ``n`` observations.
+
+    ``column`` holds the sums by then, those before it the checkpoints' sums.
+    """
+    begins = list(_begins(rollouts, limit, column, int(n)))
+    weights = np.array([windows.weight(limit, scope, since) for scope, since, _ in begins])
+    earlier = np.array([at for *_, at in begins])
+    now = (rows[:, None], column)
+    # Windows that begin with the first request have no column before them.
+    fresh = [
+        part[now] - np.where(earlier < 0, 0.0, part[rows[:, None], earlier])
+        for part in (rollouts.total, rollouts.squares)
+    ]
+    of_n = n - np.where(earlier < 0, 0.0, rollouts.n[earlier])
+    return _mixture(of_n, *fresh, rollouts.smallest[now], rollouts.largest[now], limit, weights)
+
+
+def _begins(rollouts: Rollouts, limit: Limit, column: int, n: int) -> Iterator[tuple[Scope, Checkpoint | None, int]]:
+    """The windows after ``n`` observations: their scope, checkpoint, and the last column before them (-1: none)."""
+    block, step_requests = int(rollouts.n[0]), rollouts.rate * BAKE_MINUTES
+    steps = [-(-step_requests * step // block) - 1 for step in range(1, limit.steps)]  # the last columns before them
     for scope in windows.scopes(limit):
-        first = -1 if scope == "all" else served_from
+        first = -1 if scope == "all" else steps[0]
         if column <= first:
             continue
         yield scope, None, first
-        steps = range(2 if scope == "all" else 3, limit.steps + 1)
-        for number, step in enumerate(steps, start=2):
-            at = -(-step_requests * (step - 1) // block) - 1
+        for number, at in enumerate((at for at in steps if at > first), start=2):
             if at < column:
                 yield scope, Checkpoint(kind="step", number=number), at
-        newest = int((rollouts.n[column] - (rollouts.n[first] if first >= 0 else 0)) - 1) // SPACING
+        newest = (n - (first + 1) * block - 1) // SPACING
         for number in range(1, newest + 1):
             if counters.stays(number, newest):
                 yield scope, Checkpoint(kind="restart", number=number), first + number * SPACING // block

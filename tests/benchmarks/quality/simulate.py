@@ -9,8 +9,8 @@ import numpy as np
 
 from airlock.core.route import Limit
 from airlock.core.windows import weight
-from tests.benchmarks.quality.rules import COUNTS, Rollouts, critical_hits, exceeds
-from tests.benchmarks.quality.worlds import BUDGET, Blocks, Events, Floats, Stream
+from tests.benchmarks.quality.rules import COUNTS, Rollouts, airlock, critical_hits, exceeds, log_mixtures
+from tests.benchmarks.quality.worlds import BUDGET, Blocks, Events, Floats, Stream, Turning
 
 HORIZON = 100_000
 """Requests of a rollout."""
@@ -52,6 +52,36 @@ def detected(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Float
             return exceeds(n, *sums, limit, alpha)
 
     return _run(stream, alarms, lambda *_: None, rollouts=rollouts, seed=seed)
+
+
+def turned(turning: Turning, limit: Limit, *, rate: int, rollouts: int, seed: int) -> Floats:
+    """Requests from the turn of a candidate until the guard, which looks after each of them, ejects it.
+
+    Of those that it did not eject before, with looks every 100 requests. After the turn it is tested at hits alone:
+    nothing else brings it to reject.
+    """
+    rng, size, results = np.random.default_rng(seed), _BLOCK, []
+    past, longest = turning.after // size, 100 * size
+    n = np.arange(1, past + longest // size + 1) * float(size)
+    for rows in _parts(rollouts):
+        sums = Rollouts.of(n, turning.sums(rng, (rows, len(n)), size), 1, rate)
+        before = Rollouts(
+            n[:past], *(part[:, :past] for part in (sums.total, sums.squares, sums.smallest, sums.largest)), 1, rate
+        )
+        kept = alive = np.flatnonzero(np.isinf(airlock(before, limit)))
+        times, total = np.full(rows, np.inf), sums.total[:, past - 1].copy()
+        for request in range(1, longest + 1):
+            struck = alive[rng.random(len(alive)) < turning.mean]
+            total[struck] += 1
+            column = past + (request - 1) // size
+            sums.total[:, column] = sums.squares[:, column] = total
+            log_e = log_mixtures(sums, limit, struck, column, turning.after + request)
+            times[struck[log_e >= -math.log(limit.alpha)]] = request
+            alive = alive[np.isinf(times[alive])]
+            if not len(alive):
+                break
+        results.append(times[kept])
+    return np.concatenate(results)
 
 
 def oracle(stream: Stream, limit: Limit, *, rollouts: int, seed: int) -> Floats:
