@@ -145,8 +145,8 @@ class Served:
             return None
         evidence = self.evidence
         reason = breach(self.effect.limits, evidence.counters)
-        evidence.counters.restart_if_due()
         if reason is None:
+            evidence.counters.restart_if_due()
             return None
         now = datetime.now(UTC)
         self.ejection = Ejection(

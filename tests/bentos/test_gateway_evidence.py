@@ -12,7 +12,7 @@ import pytest
 from gateway.evidence import SERVED, SHADOW, Evidence, Kept, read_kept
 
 from airlock.core.counters import Counters
-from airlock.core.guards import breach
+from airlock.core.guards import breach, judge
 from airlock.core.route import Bundle, Limit, Route, place
 from airlock.core.tally import GatewayStatus, Sums
 from airlock.prediction_log import read
@@ -350,3 +350,92 @@ def test_decisions_that_differ_are_flips(tmp_path: Path, champion: Bundle) -> No
         assert tally.difference.total == pytest.approx(-tally.absolute.total)
 
     in_gateway(tmp_path, body)
+
+
+class TestCheckpoints:
+    """What is judged afresh: it survives a restart, is reported, and finds what its past and its shadow would hide."""
+
+    @staticmethod
+    def counted(to_step: Callable[..., Route]) -> Evidence:
+        """400 requests in shadow, then 300 served in a step of their own."""
+        evidence: Evidence | None = None
+        for step, generation, role, count in (("shadow", 1, SHADOW, 400), ("canary_5", 2, SERVED, 300)):
+            evidence = Evidence(to_step(step, generation), evidence.kept() if evidence else None)
+            for _ in range(count):
+                for tally in evidence.tallies("2", role):
+                    tally.answered(1.0)
+                evidence.counters.restart_if_due()
+        assert evidence is not None
+        return evidence
+
+    def test_a_killed_gateway_has_them_again(self, tmp_path: Path, to_step: Callable[..., Route]) -> None:
+        before = self.counted(to_step)
+        file = tmp_path / "late.json"
+        file.write_text(before.kept().model_dump_json())
+        again = Evidence(to_step("canary_5", 2), read_kept(file, "late"))
+        assert again.counters.checkpoints == before.counters.checkpoints
+        assert {c.kind for c in again.counters.checkpoints["all"]} == {"step", "restart"}
+        assert again.counters.all.step.requests == again.counters.served.sums.requests == 300
+        for evidence in (before, again):
+            for _ in range(50):
+                for tally in evidence.tallies("2", SERVED):
+                    tally.failed(1.0)
+                evidence.counters.restart_if_due()
+        assert again.counters.checkpoints == before.counters.checkpoints
+
+    def test_a_file_of_before_there_were_any_keeps_its_counts(
+        self, tmp_path: Path, to_step: Callable[..., Route]
+    ) -> None:
+        content = self.counted(to_step).kept().model_dump(mode="json")
+        del content["checkpoints"]
+        file = tmp_path / "late.json"
+        file.write_text(json.dumps(content))
+        again = Evidence(to_step("canary_5", 2), read_kept(file, "late"))
+        assert (again.counters.all.sums.requests, again.counters.served.sums.requests) == (700, 300)
+        assert again.counters.all.step.requests == 300, "where the step began is known from its tallies"
+        assert [c.kind for c in again.counters.checkpoints["all"]] == ["step"]
+
+    def test_the_control_plane_finds_what_the_gateway_found(
+        self, tmp_path: Path, to_step: Callable[..., Route]
+    ) -> None:
+        """A version that goes bad after 20,000 good requests of a step, through the status as it is sent."""
+        publish(tmp_path, to_step("canary_5").model_copy(update={"limits": ERRORS}))
+
+        async def body(gateway: Running) -> None:
+            served = gateway.gateway.routes.models["late"]
+            for request in range(1, 20_401):
+                for tally in served.tallies(served.effect, "2", SERVED):
+                    (tally.failed if request > 20_000 and request % 5 == 0 else tally.answered)(1.0)
+                if served.must_go("2"):
+                    break
+            status = await gateway.status()
+            assert status.ejection is not None
+            assert request <= 20_200, "the good past weighs 1,000 failures"
+            assert "the last" in status.ejection.reason
+            counters = Counters(status.total["2"], status.checkpoints)
+            assert breach(ERRORS, counters) == status.ejection.reason
+            assert judge(ERRORS, counters)[0].reason == status.ejection.reason
+            whole = Counters({"served": status.total["2"]["served"]})
+            assert breach(ERRORS, whole) is None, "over the whole release it keeps its bound"
+
+        in_gateway(tmp_path, body)
+
+    def test_failures_where_it_answers_eject_whatever_the_shadow_says(
+        self, tmp_path: Path, to_step: Callable[..., Route]
+    ) -> None:
+        publish(tmp_path, to_step("canary_5").model_copy(update={"limits": ERRORS}))
+
+        async def body(gateway: Running) -> None:
+            served = gateway.gateway.routes.models["late"]
+            for role, count, bad in ((SHADOW, 2_000, False), (SERVED, 20, True)):
+                for _ in range(count):
+                    for tally in served.tallies(served.effect, "2", role):
+                        (tally.failed if bad else tally.answered)(1.0)
+                    if served.must_go("2"):
+                        break
+            status = await gateway.status()
+            assert status.ejection is not None
+            assert "requests that were for it to answer (100%)" in status.ejection.reason
+            assert status.total["2"]["served"].requests < 10
+
+        in_gateway(tmp_path, body)

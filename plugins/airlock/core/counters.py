@@ -133,7 +133,7 @@ class Counters:
         return self.all if scope == "all" else self.served
 
     def tallies(self, role: Role) -> tuple[Tally, ...]:
-        """Those that an observation in this role belongs to. Call :meth:`restart_if_due` when it was tested."""
+        """Those that an observation in this role belongs to. Call :meth:`restart_if_due` once it was tested."""
         return self._both if role == "served" else self._shadow
 
     def include(self, role: Role, tally: Tally) -> None:
@@ -146,7 +146,7 @@ class Counters:
             self.stream(scope).begin_step()
 
     def restart_if_due(self) -> None:
-        """To be called after each request that was counted and tested."""
+        """To be called after each request that was counted, tested and broke no limit."""
         if self.all.sums.requests >= self.all.next_restart:
             self.all.restart()
         if self.served.sums.requests >= self.served.next_restart:

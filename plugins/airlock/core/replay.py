@@ -160,8 +160,9 @@ class _Run:
         if self.ending is not None or self.release.phase is Phase.PROVISIONAL:
             return
         reason = breach(self.live, self.counters)
-        self.counters.restart_if_due()
-        if reason is not None:
+        if reason is None:
+            self.counters.restart_if_due()
+        else:
             decision = self._decide(self._status(reason), self._late(self.now))
             decision = decision.model_copy(update={"reason": f"the gateway ejected it: {reason}"})
             self._end("rolled_back", decision, by="gateway")
