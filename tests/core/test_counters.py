@@ -243,11 +243,11 @@ def test_no_window_s_e_value_exceeds_what_its_bets_come_to(seed: int, limit: Lim
 
 
 def streams() -> Iterator[tuple[str, list[Event]]]:
-    yield "at the bound", events(1, 3000, errors=0.05, slow=0.01)
-    yield "bad from the start", events(2, 1000, errors=0.15)
-    yield "bad later", events(3, 2000, errors=0.02) + events(4, 1000, errors=0.2, steps=0)
-    yield "slow later", events(5, 2500, errors=0.0, slow=0.002) + events(6, 800, errors=0, slow=0.1, steps=0)
-    served = [event._replace(failed=event.role == "served" and event.failed) for event in events(7, 2500, errors=0.12)]
+    yield "at the bound", events(1, 600, errors=0.05, slow=0.01)
+    yield "bad from the start", events(2, 600, errors=0.15)
+    yield "bad later", events(3, 400, errors=0.02) + events(4, 400, errors=0.2, steps=0)
+    yield "slow later", events(5, 400, errors=0.0, slow=0.002) + events(6, 400, errors=0, slow=0.1, steps=0)
+    served = [event._replace(failed=event.role == "served" and event.failed) for event in events(7, 1000, errors=0.25)]
     yield "bad where it answers", served
 
 
