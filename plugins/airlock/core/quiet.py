@@ -94,7 +94,6 @@ class Quiet:
             for count in self._counts:
                 count.over_served = min(count.over_served, _excess(count.limit, checkpoint)[0] + count.slack)
 
-
     def _refresh_means(self, stream: Stream, checkpoint: Checkpoint) -> None:
         for mean in self._means:
             if mean.stream is stream:
@@ -119,7 +118,13 @@ class _Means:
     __slots__ = ("bound", "by_unit", "field", "limit", "name", "one_sided", "over", "slack", "stream", "under")
 
     def __init__(self, limit: Limit, stream: Stream) -> None:
-        self.limit, self.name, self.bound, self.field, self.stream = limit, limit.name, limit.bound, limit.signal, stream
+        self.limit, self.name, self.bound, self.field, self.stream = (
+            limit,
+            limit.name,
+            limit.bound,
+            limit.signal,
+            stream,
+        )
         self.by_unit = limit.by != "request"
         self.one_sided = limit.signal != "difference"
         self.over = self.under = self.slack = _slack(limit)
