@@ -1,13 +1,14 @@
 """Traffic whose requests hang together, and how often a guard takes back a version that keeps its bound on it.
 
-Every stream is counted request by request by the shipped counters (``core/counters.py``, ``core/units.py``) and tested
-by the shipped guard after each. What is exactly at its bound is the mean of the unit that is observed: of a guard by
-key the share of the customers whose first request fails, else the share of the requests. That is the hardest version
-that must still be left alone.
+Every stream is counted by the shipped counters and tested by the shipped guard (``core/counters.py``,
+``core/guards.py``). ``python -m tests.benchmarks.quality.dependence`` prints the table of RESULTS.md. What is exactly
+at its bound is the mean of the unit that is observed: of a guard by key the share of the customers whose first request
+fails, else the share of the requests. That is the hardest version that must still be left alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from airlock.core.counters import Counters
+from airlock.core.counters import SPACING, Counters
 from airlock.core.guards import breach, limits_of
-from airlock.core.limits import slow_limits
-from airlock.core.route import Limit, Unit
+from airlock.core.policy import Unit
+from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
-from airlock.core.units import Units
+from airlock.core.tally import Sums, Tally
 
 Floats = npt.NDArray[np.float64]
 
@@ -159,26 +160,54 @@ def limit_of(guard: dict[str, Any], unit: Unit) -> Limit:
 
 
 def ejected_after(limit: Limit, traffic: Traffic) -> float:
-    """After how many requests the guard ejects; infinity: never. Everything is served, in one step."""
+    """After how many requests the guard ejects; infinity: never. Everything is served, in one step.
+
+    The shipped counters and guard, fed with observations: what ``Units`` makes of requests is made here for all of them
+    at once (a test holds the two to each other). The guard looks after each request that failed, and of differences
+    after every tenth observation: in between there is nothing that can break an error rate.
+    """
     counters = Counters()
-    units, slow = Units([limit], counters), slow_limits([limit])
-    tallies = counters.tallies("served")
+    streams = (counters.all, counters.served)
+    places, values = observations(limit, traffic)
     errors = limit.signal == "errors"
-    limits = (limit,)
-    times, keys, values = traffic.at.tolist(), [str(key) for key in traffic.key.tolist()], traffic.value.tolist()
-    for number, (at, key, value) in enumerate(zip(times, keys, values, strict=True), start=1):
-        failed = errors and value > 0
-        for tally in tallies:
-            (tally.failed if failed else tally.answered)(1.0, slow)
-            if not errors:
-                tally.compared([value], 0)
-        units.answered("served", key, 1.0, failed=failed, at=at)
-        if not errors:
-            units.compared(key, [value], 0, at=at)
-        if breach(limits, counters) is not None:
-            return number
-        counters.restart_if_due()
+    due = SPACING
+    for number, (place, value) in enumerate(zip(places.tolist(), values.tolist(), strict=True), start=1):
+        while place >= due:
+            for stream in streams:
+                _set_requests(stream.sums, due)
+            counters.restart_if_due()
+            due += SPACING
+        for stream in streams:
+            _set_requests(stream.sums, place)
+            if limit.by != "request":
+                stream.sums.units.setdefault(limit.name, Sums()).add(value)
+            elif errors:
+                stream.sums.errors += int(value)
+            else:
+                stream.sums.difference.add(value)
+        if (value > 0 if errors else number % 10 == 0) and breach((limit,), counters) is not None:
+            return float(place)
     return math.inf
+
+
+def _set_requests(sums: Tally, number: int) -> None:
+    sums.requests = number
+
+
+def observations(limit: Limit, traffic: Traffic) -> tuple[npt.NDArray[np.int64], Floats]:
+    """What the limit observes: after how many requests each is known, and its value."""
+    size = traffic.value.size
+    if limit.by == "key":
+        _, first = np.unique(traffic.key, return_index=True)
+        first = np.sort(first)
+        return first + 1, traffic.value[first]
+    if limit.by == "minute":
+        minute = (traffic.at // 60).astype(np.int64)
+        ends = np.flatnonzero(minute[1:] != minute[:-1]) + 1  # the next minute's first request closes it
+        starts = np.r_[0, ends[:-1]] if ends.size else ends
+        sums = np.add.reduceat(traffic.value[: ends[-1]], starts) if ends.size else np.empty(0)
+        return ends + 1, sums / np.diff(np.r_[0, ends])
+    return np.arange(1, size + 1), traffic.value
 
 
 def false_alarms(stream: Stream, unit: Unit, *, rollouts: int, requests: int, rate: float, seed: int) -> int:
@@ -189,3 +218,25 @@ def false_alarms(stream: Stream, unit: Unit, *, rollouts: int, requests: int, ra
         rng = np.random.default_rng([seed, number])
         found += math.isfinite(ejected_after(limit, stream.make(rng, requests, rate, unit)))
     return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rollouts", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--rate", type=float, default=500.0)
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args()
+    print("| traffic | by request | by key | by minute |\n| --- | --- | --- | --- |")  # noqa: T201 - what it is for
+    for stream in STREAMS:
+        cells = []
+        for unit in UNITS:
+            count = false_alarms(
+                stream, unit, rollouts=given.rollouts, requests=given.requests, rate=given.rate, seed=given.seed
+            )
+            cells.append(f"{100 * count / given.rollouts:.1f} %")
+        print(f"| {stream.name} | {' | '.join(cells)} |", flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
