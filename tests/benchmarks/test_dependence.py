@@ -43,3 +43,9 @@ def test_the_benchmark_observes_what_the_gateway_does(name: str, by: Unit) -> No
     # Of keys, a few share a slot; the last minute is not over.
     assert sums.n == pytest.approx(values.size, abs=10 if by == "key" else 0)
     assert sums.total == pytest.approx(values.sum(), abs=0.5 if by == "key" else 1e-9)
+
+
+@pytest.mark.parametrize("by", ["request", "key", "minute"])
+def test_nothing_is_taken_back_on_independent_requests(by: Unit) -> None:
+    stream = _BY_NAME["independent"]
+    assert false_alarms(stream, by, rollouts=12, requests=12_000, rate=500.0, seed=11) == 0

@@ -172,7 +172,7 @@ def ejected_after(limit: Limit, traffic: Traffic) -> float:
     errors = limit.signal == "errors"
     due = SPACING
     for number, (place, value) in enumerate(zip(places.tolist(), values.tolist(), strict=True), start=1):
-        while place >= due:
+        while place > due:
             for stream in streams:
                 _set_requests(stream.sums, due)
             counters.restart_if_due()
