@@ -45,9 +45,11 @@ bench: $(READY)  ## the gateway's requests a second, what Airflow adds to a trai
 	$(BIN)/python tests/benchmarks/train_overhead.py
 	$(BIN)/python tests/benchmarks/guard_cost.py
 
-bench-decisions: $(READY)  ## how often guards take back a good version, and how soon they find a bad one
+bench-decisions: $(READY)  ## every table about decisions: guards, releases, small samples, replay; ARGS go to the first
 	$(BIN)/python tests/benchmarks/decision_quality.py $(ARGS)
+	$(BIN)/python tests/benchmarks/operating_characteristic.py
 	$(BIN)/python tests/benchmarks/small_samples.py
+	$(BIN)/python tests/benchmarks/replay_agreement.py
 
 demo: $(READY)  ## the whole story on real tools; ARGS="--exit --summary out.json" ends by itself
 	@$(BIN)/airlock demo $(ARGS)

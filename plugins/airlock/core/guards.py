@@ -80,9 +80,15 @@ def judge(
 
 
 def may_pass(limits: Iterable[Limit], counters: Counters) -> bool:
-    """Whether every live limit has what a pass needs: if not, :func:`judge` passes none, which costs a hundred times as
-    much to find out."""
-    return all(observed(limit, counters.all.sums).n >= _needed(limit) for limit in limits if not limit.late)
+    """Whether every live limit that is not broken passes: if not, :func:`judge` lets nothing through, which costs a
+    hundred times as much to find out."""
+    for limit in limits:
+        if limit.late:
+            continue
+        seen = observed(limit, counters.all.sums)
+        if seen.n < _needed(limit) or no_pass_yet(limit, seen, _of_step(limit, counters)):
+            return False
+    return True
 
 
 def _judge_live(limit: Limit, counters: Counters, champion: Tally | None) -> Verdict:
