@@ -157,7 +157,7 @@ def batches(guard: Guard, limit: Limit, rows: Labelled, begun: Begun | None = No
     with more of the rarer class scatter less. The sequential t-test stands that: differences of two equally good
     versions lie evenly around their mean whatever the sizes, and sums of such values in units of their own squares
     keep alpha whatever their variances (de la Pena 1999, A general class of exponential inequalities for martingales
-    and ratios); what a simulation of sizes that change says is in tests/benchmarks/RESULTS.md.
+    and ratios). Of an absolute bound, whose batches lean to one side where the AUC is high, it holds asymptotically.
     """
     assert isinstance(guard, LabelMetricGuard)  # noqa: S101 - only these are judged in batches
     if begun is not None and not begun.counted:
