@@ -117,7 +117,9 @@ def test_f23_the_spec_is_broken_or_gone(world: World, injected: Injected, damage
         client.more(5)
         assert control.pause(release.id, **who).paused
         assert not control.resume(release.id, **who).paused
-        assert control.observe(release.id, world.followed()).action == "wait", "it is judged, and needs more requests"
+        decision = control.observe(release.id, world.followed())
+        assert decision.action in ("wait", "advance"), decision  # as many requests as have come by now
+        assert [verdict.name for verdict in decision.verdicts] == ["error_rate"]
         (world.settings.routes / f"{world.model}.json").unlink()
         repairs = reconcile(control, status=world.status, run_state=lambda _: "running", now=control.clock())
         assert ("route", True) in [(repair.kind, repair.done) for repair in repairs]

@@ -79,7 +79,7 @@ def test_f7_nobody_is_in_control_of_a_bake(
         assert world.ledger.release(release.id).phase is Phase.CANARY, "the ledger knows nothing of it yet"
         with pytest.raises(NotPossible, match="is rolled back: the gateway ejected version 2"):
             world.control().enter(release.id, "canary_100")
-        assert world.reconciled() == []
+        assert {repair.kind for repair in world.reconciled()} <= {"aliases"}
         assert world.require_sound().weights == {"1": 100.0}
         assert world.happened(Event.ROLL_BACK) == [release.id]
         injected("F7", "no scheduler for 3 h, gateway killed for 3 s, candidate bad")
