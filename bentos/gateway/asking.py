@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airlock.core.spec import Task as Kind
-from airlock.core.tally import Ejection, Role
+from airlock.core.tally import Ejection, Role, within
 from gateway.evidence import SERVED, SHADOW
 from gateway.metrics import Metrics
 from gateway.paths import write_durably
@@ -193,7 +193,7 @@ class Asker:
         if other is champion:
             other, role = task.answered_by, SERVED
             ours, theirs = theirs, ours
-        differences = list(map(operator.sub, ours, theirs))
+        differences = within(list(map(operator.sub, ours, theirs)), task.effect.apart)
         flips = 0
         if champion.manifest.task is Kind.CLASSIFICATION:
             mine, its = other.manifest.label.threshold, champion.manifest.label.threshold

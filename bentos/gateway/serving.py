@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from airlock.core.guards import breach, slow_limits
+from airlock.core.limits import answers_apart
 from airlock.core.route import Route, place
 from airlock.core.segment import met
 from airlock.core.tally import Ejection, GatewayStatus, Role, Tally
@@ -41,6 +42,7 @@ class Effect:
         self.pins = tuple((pin, self.versions[pin.version]) for pin in route.pins if pin.version != ejected)
         self.limits = tuple(limit for limit in route.limits if not limit.late)
         self.slow = slow_limits(self.limits)
+        self.apart = answers_apart(self.limits)
         shadows = [name for name in route.shadow if name not in (ejected, route.champion)]
         # While a candidate answers some, it is compared on all: each answer is paired with the other version's.
         if self.candidate and self.share > 0 and self.candidate.name not in shadows:

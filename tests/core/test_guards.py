@@ -15,11 +15,11 @@ from pydantic import ValidationError
 
 from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge, limits_of, slow_limits
-from airlock.core.limits import LABEL_BATCH, guarded
+from airlock.core.limits import LABEL_BATCH, answers_apart, guarded, unbounded
 from airlock.core.route import Limit
 from airlock.core.sequential import ASYMPTOTIC_MINIMUM, mean_log_e_value, rate_log_e_value
 from airlock.core.spec import ErrorRateGuard, ModelSpec
-from airlock.core.tally import BUCKETS, Checkpoint, LateEvidence, Sums, Tally
+from airlock.core.tally import BUCKETS, Checkpoint, LateEvidence, Sums, Tally, within
 from airlock.core.verdict import Status, Verdict, fold
 from airlock.core.windows import weight
 
@@ -187,6 +187,38 @@ class TestLimits:
         assert (limit.bound, limit.least) == (bound, least)
         assert limit.reach == (18 if "max_drop" in guard else 9)
 
+    def test_a_regression_with_a_range_is_judged_exactly(self) -> None:
+        shift, absolute = limits({**SHIFT, "range": [0, 400]}, task="regression")
+        assert (shift.reach, shift.least, absolute.reach, absolute.least) == (800, -400, 400, 0)
+        assert answers_apart((shift, absolute)) == 400
+        assert answers_apart(limits(SHIFT)) == 1
+        assert answers_apart(limits(ERRORS)) == answers_apart(limits(SHIFT, task="regression")) == math.inf
+
+    @pytest.mark.parametrize(
+        ("guard", "task", "message"),
+        [
+            ({**SHIFT, "range": [0, 1]}, "classification", "leave range out"),
+            ({**SHIFT, "range": [4, 0]}, "regression", "must be ordered"),
+            ({"max_mean": 5, "kind": "prediction_shift", "range": [0, 5]}, "regression", "never broken"),
+        ],
+    )
+    def test_a_range_that_cannot_be_is_refused(self, guard: dict[str, Any], task: str, message: str) -> None:
+        with pytest.raises(ValidationError, match=message):
+            spec_of(guard, task=task)
+
+    def test_what_nothing_bounds_is_warned_of(self) -> None:
+        loss = {"kind": "paired_loss", "metric": "squared_error", "margin": 1}
+        rmse = {"kind": "label_metric", "metric": "rmse", "margin": 1}
+        found = unbounded(spec_of(ERRORS, SHIFT, loss, rmse, task="regression"))
+        assert [warning.split(":")[0] for warning in found] == [
+            "prediction_shift",
+            "prediction_disagreement",
+            "paired_loss_squared_error",
+        ]
+        assert "give it a range" in found[0]
+        assert unbounded(spec_of(*LIVE, PAIRED, AUC, REVENUE)) == ()
+        assert unbounded(spec_of({**SHIFT, "range": [0, 400]}, task="regression")) == ()
+
     def test_differences_of_a_regression_have_no_known_range(self) -> None:
         assert [limit.reach for limit in limits(SHIFT, task="regression")] == [None, None]
 
@@ -255,6 +287,27 @@ class TestJudgements:
         assert breach(wanted, both(few, few)) is None
         assert judged(enough, wanted)["prediction_shift"].status is Status.FAIL
         assert breach(wanted, both(enough, enough)) is not None
+
+    def test_without_a_known_range_a_breach_needs_the_minimum_too(self) -> None:
+        """min_requests says when the owner trusts the central limit theorem with these values."""
+        wanted = limits({"kind": "prediction_shift", "max_mean": 0.05, "min_requests": 1500}, task="regression")
+        few, enough = (counted(pairs=pairs, shift=0.4) for pairs in (1499, 1500))
+        assert breach(wanted, both(few, few)) is None
+        assert judged(few, wanted)["prediction_shift"].status is Status.INCONCLUSIVE
+        assert breach(wanted, both(enough, enough)) is not None
+        assert judged(enough, wanted)["prediction_shift"].status is Status.FAIL
+
+    def test_far_outliers_of_a_regression_count_as_far_as_its_range_goes(self) -> None:
+        wanted = limits({"kind": "prediction_shift", "max_mean": 1, "range": [0, 40]}, task="regression")
+        tally = Tally()
+        for _ in range(100):
+            tally.compared(within([0.0], answers_apart(wanted)), 0)
+        for value in (-9000.0, 70.0):
+            tally.compared(within([value], answers_apart(wanted)), 0)
+        assert (tally.difference.smallest, tally.difference.largest, tally.difference.total) == (-40, 40, 0)
+        assert breach(wanted, both(tally, tally)) is None
+        tally.compared(within([math.nan], answers_apart(wanted)), 0)
+        assert "NaN" in str(breach(wanted, both(tally, tally)))
 
     def test_a_breach_needs_no_minimum(self) -> None:
         wanted = limits({"kind": "error_rate", "max": 0.02, "min_requests": 10_000})

@@ -20,8 +20,12 @@ def lint(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check specs. Exits with 1 if one cannot be used, telling the file, the line and the closest name."""
+    """Check specs. Exits with 1 if one cannot be used, telling the file, the line and the closest name.
+
+    A warning tells of what can be used and promises less than it seems to.
+    """
     from airlock.core.errors import NotFound, SpecError
+    from airlock.core.limits import unbounded
     from airlock.specs import load_spec, spec_files
 
     with reported():
@@ -30,19 +34,31 @@ def lint(
         if not found:
             raise NotFound(f"no spec in {folder}: nothing was checked; a spec is {folder}/<model>.yaml")
         errors: dict[str, str] = {}
+        warnings: dict[str, list[str]] = {}
         for path in found:
             try:
-                load_spec(path)
+                spec = load_spec(path)
             except SpecError as error:
                 errors[str(path)] = str(error)
+            else:
+                if warned := list(unbounded(spec)):
+                    warnings[str(path)] = warned
         if as_json:
-            print_json({"ok": not errors, "checked": [str(path) for path in found], "errors": errors})
+            checked = [str(path) for path in found]
+            print_json({"ok": not errors, "checked": checked, "errors": errors, "warnings": warnings})
         else:
-            for message in errors.values():
-                err.print(message, markup=False, style="red")
-            out.print(f"{len(found)} checked, {len(errors)} in error")
+            _tell(len(found), errors, warnings)
         if errors:
             raise typer.Exit(Exit.FAILED)
+
+
+def _tell(checked: int, errors: dict[str, str], warnings: dict[str, list[str]]) -> None:
+    for message in errors.values():
+        err.print(message, markup=False, style="red")
+    for path, messages in warnings.items():
+        for message in messages:
+            err.print(f"{path}: warning: {message}", markup=False, style="yellow")
+    out.print(f"{checked} checked, {len(errors)} in error")
 
 
 @app.command(epilog="Example: airlock spec schema --out docs/spec.schema.json")

@@ -79,17 +79,25 @@ class PredictionShiftGuard(LiveGuard):
     """How far the candidate's answers lie from the champion's on the same requests.
 
     ``max_mean`` bounds the mean difference, ``max_absolute`` the mean absolute difference, in
-    the answer's units (a probability, or the regression's target).
+    the answer's units (a probability, or the regression's target). ``range`` holds every value that a regression may
+    answer; further apart than its ends answers count as just so far. With it the guard's promise is exact.
     """
 
     kind: Literal["prediction_shift"]
     max_mean: Positive | None = None
     max_absolute: Positive | None = None
+    range: tuple[float, float] | None = Field(None, description="of a regression: every value that it may answer")
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if self.max_mean is None and self.max_absolute is None:
+        bounds = [bound for bound in (self.max_mean, self.max_absolute) if bound is not None]
+        if not bounds:
             raise ValueError("a prediction_shift guard takes max_mean, max_absolute or both")
+        if self.range is not None:
+            if self.range[0] >= self.range[1]:
+                raise ValueError(f"range must be ordered, got {list(self.range)}")
+            if max(bounds) >= self.range[1] - self.range[0]:
+                raise ValueError(f"a bound of {max(bounds):g} is never broken by answers within {list(self.range)}")
         return self
 
 
@@ -183,6 +191,8 @@ _REGRESSION_LOSSES = frozenset({"absolute_error", "squared_error", "mae", "rmse"
 
 def misfit(guard: Guard, task: Task) -> str | None:
     """Why a guard cannot be judged for a task, or ``None``."""
+    if isinstance(guard, PredictionShiftGuard) and guard.range is not None and task is Task.CLASSIFICATION:
+        return "a classification answers with probabilities, whose range is known: leave range out"
     if isinstance(guard, DisagreementGuard) and task is not Task.CLASSIFICATION:
         return "disagreement counts decisions, which a regression does not make; use prediction_shift"
     if isinstance(guard, PairedLossGuard | LabelMetricGuard):

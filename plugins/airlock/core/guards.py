@@ -25,6 +25,7 @@ from airlock.core.sequential import (
     Interval,
     mean_interval,
     mean_log_e_value,
+    one_sided,
     rate_log_e_value,
     sharpest_prior,
     unbounded_mean_interval,
@@ -55,8 +56,9 @@ def breach(limits: Sequence[Limit], counters: Counters) -> str | None:
             return problem
         if broken := _broken(limit, found):
             return _reason(limit, counters, broken)
-    if loud:
-        quiet.tested(loud)
+    # What it remembers leans on bets: a test without them, or one that waits for its minimum, is made again.
+    if tested := [limit for limit in loud if _ends(limit)]:
+        quiet.tested(tested)
     return None
 
 
@@ -74,7 +76,8 @@ def judge(
     limits; without it they are ``INCONCLUSIVE``.
 
     ``PASS`` needs the limit's minimum sample, estimates that keep the bound (core/pass_rule.py), and of a late limit
-    mature labels of which not too many are missing; ``FAIL`` does not; sums that cannot be true are ``ERROR``.
+    mature labels of which not too many are missing. ``FAIL`` needs a sample only where nothing bounds one
+    observation; sums that cannot be true are ``ERROR``.
     """
     return tuple(_judge_late(limit, late) if limit.late else _judge_live(limit, counters, champion) for limit in limits)
 
@@ -220,7 +223,7 @@ def _asymptotic_minimum(limit: Limit) -> int:
 
 
 def _needed(limit: Limit) -> int:
-    """Observations that a pass needs."""
+    """Observations that a pass needs, and a breach too where nothing is known of their range."""
     return limit.minimum if _ends(limit) else max(limit.minimum, _asymptotic_minimum(limit))
 
 
@@ -248,9 +251,11 @@ def _log_e(limit: Limit, seen: Seen) -> float:
     ends = _ends(limit)
     side = -1 if limit.signal == "difference" and total < 0 else 1
     if ends is None:
-        if n < _asymptotic_minimum(limit):
+        if n < _needed(limit):
             return -math.inf
-        return unbounded_mean_log_e_value(n, side * total, squares, limit.bound, prior=_prior(limit))
+        two_sided = limit.signal == "difference"
+        prior = _prior(limit)
+        return unbounded_mean_log_e_value(n, side * total, squares, limit.bound, prior=prior, two_sided=two_sided)
     # The range of a two-sided limit is symmetric, so that only the sum and the values seen change their sign.
     least, greatest = ends
     lowest = smallest if side > 0 else None if largest is None else -largest
@@ -264,7 +269,8 @@ def _interval(limit: Limit, seen: Seen, alpha: float) -> Interval:
     """The confidence sequence that belongs to the limit's test: its lower bound passes the limit when the test does."""
     ends = _ends(limit)
     if ends is None:
-        return unbounded_mean_interval(*seen[:3], alpha, sharpest=_needed(limit), prior=_prior(limit))
+        both = alpha if limit.signal == "difference" else one_sided(alpha)
+        return unbounded_mean_interval(*seen[:3], both, sharpest=_needed(limit), prior=_prior(limit))
     side = alpha / 2 if limit.signal == "difference" else alpha
     least, greatest = ends
     smallest, largest = seen.smallest, seen.largest

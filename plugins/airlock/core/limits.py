@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from airlock.core.route import Limit
+from airlock.core.sequential import ASYMPTOTIC_MINIMUM
 from airlock.core.spec import (
     BusinessMetricGuard,
     DisagreementGuard,
@@ -72,6 +73,37 @@ def slow_limits(limits: Iterable[Limit]) -> dict[str, float]:
     return {limit.name: limit.over_ms for limit in limits if limit.over_ms is not None and limit.by == "request"}
 
 
+def answers_apart(limits: Iterable[Limit]) -> float:
+    """How far apart two answers can be, by the limits on their difference; infinity where none knows it.
+
+    Whoever sums differences up counts none of them as larger: see :func:`airlock.core.tally.within`.
+    """
+    widths = {"difference": 0.5, "absolute": 1.0}
+    apart = (widths[limit.signal] * limit.reach for limit in limits if limit.signal in widths and limit.reach)
+    return min(apart, default=math.inf)
+
+
+def unbounded(spec: ModelSpec) -> tuple[str, ...]:
+    """What to warn of: limits on single observations that nothing bounds, in words."""
+    warnings = []
+    for guard, limit in guarded(spec):
+        if limit.signal in ("errors", "slow", "fallbacks") or limit.reach is not None or limit.batch > 1:
+            continue
+        remedy = (
+            "give it a range, within which every answer lies"
+            if isinstance(guard, PredictionShiftGuard)
+            else "brier and zero_one are bounded"
+            if spec.task is Task.CLASSIFICATION
+            else "keep an eye on its far outliers"
+        )
+        warnings.append(
+            f"{limit.name}: nothing bounds one observation, so that it is judged asymptotically and from "
+            f"{max(limit.minimum, ASYMPTOTIC_MINIMUM):,} on; rare values far on the good side may then take back good "
+            f"versions more often than false_rollback_budget says: {remedy}"
+        )
+    return tuple(warnings)
+
+
 def _limiting(fields: dict[str, Any]) -> float:
     return float(fields.get("over_ms", fields["bound"]))
 
@@ -128,11 +160,13 @@ def _bounds(guard: Guard, classification: bool) -> Iterator[tuple[str, str, dict
 
 
 def _shift(guard: PredictionShiftGuard, classification: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    least, greatest = (0.0, 1.0) if classification else guard.range or (-math.inf, math.inf)
+    width, known = greatest - least, math.isfinite(greatest - least)
     if guard.max_mean is not None:
-        reach = {"reach": 2.0, "least": -1.0} if classification else {}
+        reach = {"reach": 2 * width, "least": -width} if known else {}
         yield "prediction_shift", "max", {"signal": "difference", "bound": guard.max_mean, **reach}
     if guard.max_absolute is not None:
-        reach = {"reach": 1.0} if classification else {}
+        reach = {"reach": width} if known else {}
         yield "prediction_disagreement", "max", {"signal": "absolute", "bound": guard.max_absolute, **reach}
 
 

@@ -15,12 +15,13 @@ from datetime import datetime, timedelta
 from airlock.core.counters import Counters
 from airlock.core.decide import Decision, Evidence, decide, decide_late
 from airlock.core.guards import breach, judge, limits_of, may_pass, slow_limits
+from airlock.core.limits import answers_apart
 from airlock.core.release import Phase, PlannedStep, Release, plan
 from airlock.core.replay_report import By, Decided, Ending, ReplayReport
 from airlock.core.replay_traffic import Glance, Observation, Rhythm, Traffic
 from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
-from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Tally
+from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Tally, within
 from airlock.core.units import Units
 
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -72,6 +73,7 @@ class _Run:
         self.names = {step.name: place for place, step in enumerate(self.steps)}
         self.live = tuple(limit for limit in self.limits if not limit.late)
         self.slow = slow_limits(self.limits)
+        self.apart = answers_apart(self.limits)
         self.counters = Counters()
         self.units = Units(self.limits, self.counters)
         self.earlier: dict[Role, Tally] = {}
@@ -127,9 +129,10 @@ class _Run:
                 tally.fallbacks += 1
             self._guard()
         if seen.differences:
+            differences = within(seen.differences, self.apart)
             for tally in counted:
-                tally.compared(seen.differences, seen.flips)
-            self.units.compared(seen.key, seen.differences, seen.flips, at=seen.at)
+                tally.compared(differences, seen.flips)
+            self.units.compared(seen.key, differences, seen.flips, at=seen.at)
             self._guard()
 
     def _count(self, seen: Observation, role: Role, counted: tuple[Tally, ...]) -> None:

@@ -24,10 +24,11 @@ import functools
 import math
 from typing import NamedTuple
 
-ASYMPTOTIC_MINIMUM = 100
+ASYMPTOTIC_MINIMUM = 1000
 """Observations under which an asymptotic confidence sequence is not looked at. It leans on the central limit
-theorem: values about as skewed as an exponential keep alpha from here on, in simulation; rarer and larger
-outliers on the far side of the bound need more."""
+theorem: values with an exponential's tail on either side keep alpha from here on, in simulation (from 100 on they do
+not). No number of observations is enough for outliers on the far side of the bound that are rarer than one in it:
+until the first of them comes, the mean lies where it is not. Only a known range helps against these."""
 
 _POINTS = 12
 _EVEN = 0.4
@@ -194,17 +195,36 @@ def sharpest_prior(sharpest: int, alpha: float) -> float:
     return sharpest / (doubt + math.log(doubt + 1))
 
 
-def unbounded_mean_log_e_value(n: int, total: float, squares: float, bound: float, *, prior: float) -> float:
-    """Log of the e-value whose inversion :func:`unbounded_mean_interval` is: against a mean of exactly ``bound``.
+def unbounded_mean_log_e_value(
+    n: int, total: float, squares: float, bound: float, *, prior: float, two_sided: bool = False
+) -> float:
+    """Log of the e-value whose inversion :func:`unbounded_mean_interval` is: against a mean of ``bound``.
 
-    Exact for normal observations, asymptotic for others (Wang and Ramdas 2024, section 4).
+    Exact for normal observations, asymptotic for others (Wang and Ramdas 2024, section 4). ``two_sided`` it mixes
+    over effects on both sides, and otherwise speaks against means of at most ``bound`` alone. The mixture over both
+    sides, E, is half of that over the positive effects and half of that over the negative ones, which is at most 1
+    where the mean lies above the bound: so that over the positive ones is at least 2 E - 1.
     """
     excess = total - n * bound
     around = squares - 2 * bound * total + n * bound * bound  # the sum of squares around the bound
     if n < 2 or not around > 0:
         return 0.0
     explained = min(1.0, excess * excess / ((n + prior) * around))
-    return -math.log1p(n / prior) / 2 - n / 2 * math.log1p(-explained) if explained < 1 else math.inf
+    if explained == 1:
+        return math.inf if two_sided or excess > 0 else -math.inf
+    both = -math.log1p(n / prior) / 2 - n / 2 * math.log1p(-explained)
+    if two_sided:
+        return both
+    # log(2 exp(both) - 1)
+    return both + math.log(2 - math.exp(-both)) if excess > 0 and both > -math.log(2) else -math.inf
+
+
+def one_sided(alpha: float) -> float:
+    """At what alpha each bound of :func:`unbounded_mean_interval` alone misses with a chance of at most ``alpha``.
+
+    It is where 2 E - 1 reaches 1 / alpha: see :func:`unbounded_mean_log_e_value`.
+    """
+    return 2 * alpha / (1 + alpha)
 
 
 def unbounded_mean_interval(

@@ -36,6 +36,13 @@ def upper_ms(index: int) -> float:
     return math.inf if index == BUCKETS - 1 else _FIRST_MS * 2 ** (index / _PER_OCTAVE)
 
 
+def within(differences: Sequence[float], apart: float) -> Sequence[float]:
+    """Differences of more than ``apart`` as just that; what is not finite stays, so that it is found."""
+    if apart == math.inf:
+        return differences
+    return [min(max(each, -apart), apart) if math.isfinite(each) else each for each in differences]
+
+
 class Sums(BaseModel):
     """A stream of observations, kept as sums: a judgement costs the same after ten of them as after a million.
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from airlock.core.decide import late_deadline
 from airlock.core.errors import Conflict, DataInvalid
 from airlock.core.guards import guarded, slow_limits
+from airlock.core.limits import answers_apart
 from airlock.core.release import Release
 from airlock.core.route import Route
 from airlock.core.spec import BusinessMetricGuard, ModelSpec
@@ -143,6 +144,7 @@ class _Look:
             {
                 "versions": [release.version, champion],
                 "slow": self._slow,
+                "apart": str(answers_apart(limit for _, limit in pairs)),
                 "late": [[limit.name, limit.batch, g.model_dump(mode="json")] for g, limit in pairs if limit.late],
                 "maturity": spec.maturity.total_seconds(),
                 "threshold": spec.label.threshold,

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from airlock.core.limits import answers_apart, limits_of
 from airlock.core.release import Release
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.tally import BUCKETS, Sums, Tally
 from airlock.steps.evidence_state import HALF_LIFE, MOST_HALVES, Floats, Ints, State
 from airlock.steps.hash_join import Hashes, Places, meet
-from airlock.steps.observations import extended
+from airlock.steps.observations import extended, within
 
 if TYPE_CHECKING:
     import duckdb
@@ -248,7 +249,7 @@ def _compare(one: Half, other: Floats, stood_in: Flags, spec: ModelSpec, state: 
     tally.fallbacks += int(np.count_nonzero(stood_in & one.served & failed & (one.row == 0)))
     both = ~(failed | np.isnan(other) | stood_in)
     ours, theirs, bound = one.score[both], other[both], spec.label.threshold
-    difference = ours - theirs
+    difference = within(ours - theirs, answers_apart(limits_of(spec)))
     flipped = np.zeros(ours.size)
     if spec.task is Task.CLASSIFICATION:
         flipped = ((ours >= bound) != (theirs >= bound)).astype(np.float64)

@@ -57,6 +57,13 @@ def summed(values: Floats) -> Sums:
     )
 
 
+def within(differences: Floats, apart: float) -> Floats:
+    """Differences of more than ``apart`` as just that; what is not finite stays, so that it is found."""
+    if apart == np.inf:
+        return differences
+    return np.where(np.isfinite(differences), differences.clip(-apart, apart), differences)
+
+
 def usable(guard: Guard, rows: Labelled) -> Labelled:
     """Those that the guard can use: a comparison needs the answers of both versions."""
     if isinstance(guard, PairedLossGuard) or (isinstance(guard, LabelMetricGuard) and guard.margin is not None):

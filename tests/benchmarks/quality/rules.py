@@ -106,14 +106,15 @@ def exceeds(
 
 
 def _surely_above(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: float) -> np.ndarray:
-    """Whether ``unbounded_mean_log_e_value`` passes 1 / alpha."""
+    """Whether ``unbounded_mean_log_e_value`` passes 1 / alpha; on one side by 2 E - 1."""
     prior = guards._prior(limit)
     excess = total - n * limit.bound
     around = squares - 2 * limit.bound * total + n * limit.bound**2
     explained = np.minimum(1.0, excess * excess / ((n + prior) * around))
     with np.errstate(divide="ignore"):
         found = -np.log1p(n / prior) / 2 - n / 2 * np.log1p(-explained)
-    return (n >= guards._asymptotic_minimum(limit)) & (found >= -math.log(alpha))
+    both = alpha if limit.signal == "difference" else sequential.one_sided(alpha)
+    return (n >= guards._needed(limit)) & (found >= -math.log(both))
 
 
 def airlock(rollouts: Rollouts, limit: Limit) -> Floats:
