@@ -19,9 +19,13 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException, T
 from airflow.sdk.execution_time.context import OutletEventAccessors, TriggeringAssetEventsAccessor
 from airflow.triggers.base import BaseTrigger
 
+from airlock.core.decide import Evidence
 from airlock.core.errors import AirlockError
+from airlock.core.polls import Polls
 from airlock.core.release import Release
+from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
+from airlock.triggers import release as step_triggers
 from airlock.triggers.ledger import LedgerTrigger, LedgerWatch
 from airlock.triggers.release import ReleaseStepTrigger
 
@@ -229,7 +233,14 @@ def fires(trigger: BaseTrigger) -> dict[str, Any] | None:
         if isinstance(trigger, ReleaseStepTrigger):
             spec, release = ModelSpec.model_validate(trigger.spec), Release.model_validate(trigger.release)
             watch = LedgerWatch(trigger.ledger_conn_id, release.id, {"release": release.model_dump(mode="json")})
-            return await trigger._look(spec, release, None, watch)  # type: ignore[arg-type]
+            if await watch.moved():
+                return {"action": "wake", "reason": "the ledger has moved on", "polls": trigger.polls}
+            status = await step_triggers.gateway_status(None, spec.model)  # type: ignore[arg-type]
+            polls = Polls.model_validate(trigger.polls or {}).polled(release, status, HEARTBEAT.total_seconds())
+            trigger.polls = polls.model_dump(mode="json")
+            limits = None if trigger.limits is None else tuple(Limit.model_validate(each) for each in trigger.limits)
+            said = trigger._judged(spec, release, Evidence(gateway=status, polls=polls, limits=limits))
+            return None if said is None else {"polls": trigger.polls, **said}
         assert isinstance(trigger, LedgerTrigger)
         trigger.__dict__["_client"] = None
         return await trigger.look(LedgerWatch(trigger.ledger_conn_id, trigger.release, trigger.seen))
