@@ -26,11 +26,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from airlock.core.sequential import ASYMPTOTIC_MINIMUM, Interval
+from airlock.core.sequential import Interval
 from airlock.core.uncertainty import TooFew, deviate
 
 Floats = npt.NDArray[np.float64]
 
+MINIMUM_UNITS = 100
+"""Units that each group needs before its mean is looked at. The difference of two means is less skewed than one mean, so
+fewer do than for a guard's single stream: skewed outcomes keep alpha from here on (tests/benchmarks/RESULTS.md)."""
 TELLING_UNITS = 10
 """Units of each group whose value is not the group's most frequent one: under it the variance is not known well
 enough for an interval (the rule of thumb that asks for ten hits and ten misses of a proportion)."""
@@ -146,8 +149,8 @@ def explained(values: Floats, before: Floats) -> float:
 def _check(name: str, values: Floats) -> None:
     if not np.isfinite(values).all():
         raise TooFew(f"{int((~np.isfinite(values)).sum())} values of the {name}'s group are not finite numbers")
-    if values.size < ASYMPTOTIC_MINIMUM:
-        raise TooFew(f"{values.size} of at least {ASYMPTOTIC_MINIMUM} units with this outcome in the {name}'s group")
+    if values.size < MINIMUM_UNITS:
+        raise TooFew(f"{values.size} of at least {MINIMUM_UNITS} units with this outcome in the {name}'s group")
     telling = values.size - int(np.unique(values, return_counts=True)[1].max())
     if telling < TELLING_UNITS:
         raise TooFew(
