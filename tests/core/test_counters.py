@@ -193,6 +193,17 @@ class TestCheckpoints:
         assert {verdict.status for verdict in judge(ALL[:3], counters)} == {Status.PASS}
 
 
+def test_what_an_outlier_before_it_has_rounded_away_ejects_nobody() -> None:
+    shift = Limit(name="prediction_disagreement", signal="absolute", bound=10, alpha=0.01, steps=5)
+    counters, limits = Counters(), [shift]
+    for difference in [1e6] + 2000 * [5.77]:
+        for tally in counters.tallies("served"):
+            tally.answered(5.0)
+            tally.compared([difference], 0)
+        assert breach(limits, counters) is None
+        counters.restart_if_due()
+
+
 class TestWeights:
     @pytest.mark.parametrize("steps", [1, 5])
     @pytest.mark.parametrize("limit", [ERRORS, SHIFT])

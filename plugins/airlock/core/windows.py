@@ -95,6 +95,7 @@ def _less(limit: Limit, now: Seen, before: Seen) -> Seen:
         total = min(total, max(0, n)) if limit.signal == "fallbacks" else total
         return Seen(n, total, total)
     squares = now.squares - before.squares
-    if n == 0 or abs(squares) < _LOST * now.squares:
+    # Each of the n observations was rounded beside the whole.
+    if n == 0 or abs(squares) < n * _LOST * now.squares:
         return Seen(0, 0.0, 0.0)
     return Seen(n, total, squares, now.smallest, now.largest)
