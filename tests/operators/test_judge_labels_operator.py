@@ -29,15 +29,15 @@ pytestmark = pytest.mark.usefixtures("versions")
 
 @pytest.fixture
 def labels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What has come: 500 labels, each of which the version missed by ``error``."""
-    said: dict[str, Any] = {"error": 0.1, "labelled": 500, "asked": []}
+    """What has come: 2,000 labels, each of which the version missed by ``error``."""
+    said: dict[str, Any] = {"error": 0.1, "labelled": 2000, "asked": []}
 
     def late(*given: Any, until: datetime) -> LateEvidence:
         *_, release, champion = given
         said["asked"].append((release.version, champion, until))
         n, error = said["labelled"], said["error"]
         sums = Sums(n=n, total=n * error, squares=n * error**2 * 1.01)
-        return LateEvidence(until=until, answers=600, due=500, labelled=n, observations={"label_mae": sums})
+        return LateEvidence(until=until, answers=2400, due=2000, labelled=n, observations={"label_mae": sums})
 
     monkeypatch.setattr(steps, "evidence", SimpleNamespace(late_evidence=late), raising=False)
     return said
@@ -102,7 +102,7 @@ def test_too_few_labels_decide_nothing(
 ) -> None:
     labels["labelled"] = 20
     (said,) = judged(make_context())
-    assert (said["action"], said["due"], said["labelled"]) == ("wait", 500, 20)
+    assert (said["action"], said["due"], said["labelled"]) == ("wait", 2000, 20)
     assert ledger.release(provisional.id).phase is Phase.PROVISIONAL
 
 

@@ -218,8 +218,8 @@ class TestLabels:
             spec: Any, _settings: Any, _ledger: Any, release: Release, champion: str, *, until: Any
         ) -> LateEvidence:
             looked.append((release.version, champion))
-            wrong = Sums(n=500, total=2000.0, squares=8100.0)
-            return LateEvidence(until=until, answers=500, due=500, labelled=500, observations={"label_mae": wrong})
+            wrong = Sums(n=2000, total=8000.0, squares=32400.0)
+            return LateEvidence(until=until, answers=2000, due=2000, labelled=2000, observations={"label_mae": wrong})
 
         monkeypatch.setattr(steps, "evidence", SimpleNamespace(late_evidence=late), raising=False)
         return looked
@@ -229,7 +229,7 @@ class TestLabels:
     ) -> None:
         control.enter(release.id, "warm_up")
         gateway.requests = 500
-        with pytest.raises(AirflowFailException, match="version 2 is rolled back: on 500 labelled answers"):
+        with pytest.raises(AirflowFailException, match="version 2 is rolled back: on 2000 labelled answers"):
             step_of(release, "canary_5").execute(make_context())  # type: ignore[arg-type]
         assert looked == [("2", "1")]
 
