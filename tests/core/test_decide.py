@@ -12,7 +12,7 @@ from airlock.core.decide import Decision, Evidence, decide, decide_late, evidenc
 from airlock.core.guards import limits_of
 from airlock.core.polls import Polls
 from airlock.core.release import Phase, Release, planned
-from airlock.core.route import Bundle
+from airlock.core.route import Bundle, Limit
 from airlock.core.spec import ErrorRateGuard, LabelMetricGuard, LatencyGuard, ModelSpec, Rollout
 from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Sums, Tally
 from airlock.core.verdict import Status, Verdict
@@ -442,6 +442,18 @@ def test_early_labels_confirm_nothing(late: LateEvidence | None, said: str) -> N
     decision = decide_late(make_spec(LABELS), provisional(), late, NOW)
     assert decision.action == "wait"
     assert said in decision.reason
+
+
+def test_a_limit_of_a_route_that_states_no_minimum_of_answers_confirms_nothing_before_labels_are_due() -> None:
+    spec = make_spec(LABELS)
+    (stated,) = (limit for limit in limits_of(spec) if limit.late)
+    limit = Limit.model_validate_json(stated.model_dump_json(exclude={"min_answers", "max_missing"}))
+    assert (limit.min_answers, limit.max_missing) == (50, 0.1)
+    none_due = labels(*[0.1] * 100, due=0).model_copy(update={"answers": 5000})
+    assert decide_late(spec, provisional(), none_due, NOW, limits=(limit,)).action == "wait"
+    assert decide_late(spec, provisional(), labels(*[0.1] * 100), NOW, limits=(limit,)).action == "advance"
+    shape = {"name": "business_revenue", "signal": "late", "bound": 0, "alpha": 0.01}
+    assert Limit.model_validate(shape).max_missing is None
 
 
 AUC = {"kind": "label_metric", "metric": "roc_auc", "margin": 0.02, "min_requests": 2000}

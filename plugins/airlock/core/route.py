@@ -31,6 +31,8 @@ class Bundle(BaseModel):
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
 
+MISSING = 0.1
+"""The share of due labels that may be missing, of a route that does not say."""
 Signal = Literal["errors", "slow", "fallbacks", "difference", "absolute", "flips", "late"]
 
 
@@ -71,6 +73,19 @@ class Limit(BaseModel):
     batch: Annotated[int, Field(ge=1)] = 1
     observed: str = ""
     ceiling: float | None = Field(None, description="a pass needs the estimate's 80 % interval to end below it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_for_due_labels(cls, data: Any) -> Any:
+        """A route that states no ``min_answers`` would let a version be confirmed before any label is due."""
+        if not isinstance(data, dict) or data.get("signal") != "late" or "min_answers" in data:
+            return data
+        minimum, batch, name = data.get("minimum", 50), data.get("batch", 1), data.get("name")
+        if not (isinstance(minimum, int) and isinstance(batch, int) and isinstance(name, str)):
+            return data
+        # Of outcomes nothing is due for each answer.
+        missing = {} if name.startswith("business_") else {"max_missing": MISSING}
+        return {**missing, **data, "min_answers": minimum * batch}
 
     @property
     def late(self) -> bool:
