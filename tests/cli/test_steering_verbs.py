@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from airlock import settings, specs
 from airlock.cli.app import app
 from airlock.control import ReleaseControl
+from airlock.control import reconcile as reconciling
+from airlock.core.errors import NotPossible
 from airlock.core.release import Release
 from airlock.core.route import Route, parse_route
 from airlock.ledger import Ledger
@@ -194,6 +196,27 @@ def test_a_broken_spec_keeps_no_other_model_from_being_repaired(control: Release
     assert ("spec", False) in [(repair["kind"], repair["done"]) for repair in found["broken"]]
     assert "broken.yaml" in found["broken"][0]["what"]
     assert ("route", True) in [(repair["kind"], repair["done"]) for repair in found[MODEL]]
+
+
+def test_a_model_that_fails_keeps_no_later_one_from_being_repaired(
+    control: ReleaseControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings.load().specs / "first.yaml").write_text("model: first\n")
+    (settings.load().routes / f"{MODEL}.json").write_text("{ torn")
+    repair = reconciling.reconcile
+
+    def fails_first(control: ReleaseControl, **how: Any) -> list[reconciling.Repair]:
+        if control.model == "first":
+            raise NotPossible("its route names a champion that nobody promoted")
+        return repair(control, **how)
+
+    monkeypatch.setattr(reconciling, "reconcile", fails_first)
+    result = run("reconcile", "--json")
+    assert result.exit_code == 1
+    assert "a champion that nobody promoted" in result.stderr
+    assert "first was not reconciled" in result.stderr
+    assert list(json.loads(result.stdout)) == [MODEL]
+    assert route().champion == "1"
 
 
 @pytest.fixture(params=["broken", "gone"])

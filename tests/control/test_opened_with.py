@@ -13,6 +13,7 @@ import yaml
 
 from airlock.control import ReleaseControl
 from airlock.control.reconcile import reconcile
+from airlock.core.decide import Evidence
 from airlock.core.errors import ArtifactCorrupt, NotFound, SpecError
 from airlock.core.release import Phase
 from airlock.core.segment import Condition, Pin
@@ -84,6 +85,26 @@ def test_a_spec_that_this_version_cannot_read_is_told_with_what_to_do(
         database.execute("INSERT INTO specs VALUES ('sha256:' || ?, '{}', '2013-04-01')", (_sha("{}"),))
     with pytest.raises(SpecError, match="another version of Airlock"):
         control.ledger.spec(f"sha256:{_sha('{}')}")
+
+
+def test_a_release_whose_kept_spec_is_unusable_stops_no_repair_and_is_not_let_on(
+    named: Callable[[], ReleaseControl], file: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    promoted(named(), "1")
+    release = in_step(named(), "2")
+    with sqlite3.connect(settings.home / "ledger.db") as database:
+        database.execute("UPDATE specs SET document = replace(document, '0.05', '0.5')")
+    (settings.routes / "m.json").unlink()
+    repairs = reconcile(named(), status=lambda: None, run_state=lambda _: "running", now=release.entered_at)
+    found = {repair.kind: repair for repair in repairs}
+    assert (found["spec"].done, found["spec"].release, found["route"].done) == (False, release.id, True)
+    assert "cannot be judged" in found["spec"].what
+    assert named().guard(Evidence(gateway=None)) is None
+    assert f"release {release.id} cannot be judged" in caplog.text
+    with pytest.raises(ArtifactCorrupt, match="airlock abort MODEL"):
+        named().enter(release.id, "canary_100")
+    assert named().abort(release.id, actor="ann", reason="no spec").phase is Phase.ABORTED
+    assert on_disk(settings).weights == {"1": 100.0}
 
 
 def _sha(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from airlock import settings
-from airlock.cli.output import AsJson, Exit, out, print_json, reported
+from airlock.cli.output import AsJson, Exit, err, out, print_json, reported
 from airlock.cli.steer import control_of
 
 if TYPE_CHECKING:
@@ -28,17 +28,28 @@ def reconcile(
 
     with reported():
         if model is not None:
-            found = {model: _reconciled(model, dry_run=dry_run)}
+            names = {model}
         else:
             here = settings.load()
             names = {path.stem for path in spec_files(here.specs)} | set(Ledger(here.ledger_url).models())
-            found = {name: _reconciled(name, dry_run=dry_run) for name in sorted(names)}
+        found: dict[str, list[Repair]] = {}
+        failed: typer.Exit | None = None
+        for name in sorted(names):
+            try:
+                found[name] = _reconciled(name, dry_run=dry_run)
+            except typer.Exit as stopped:  # what was wrong is told already
+                if model is not None or stopped.exit_code == Exit.INTERRUPTED:
+                    raise
+                err.print(f"{name} was not reconciled", markup=False)
+                failed = failed or stopped
         if as_json:
             print_json(
                 {name: [repair.model_dump(mode="json") for repair in repairs] for name, repairs in found.items()}
             )
         else:
             _tell_repairs(found)
+        if failed is not None:
+            raise failed
         if any(not repair.done for repairs in found.values() for repair in repairs):
             raise typer.Exit(Exit.FAILED)
 

@@ -153,7 +153,13 @@ class _Reconciliation:
             yield Repair(kind="ejection", what=str(error), done=False)
         evidence = Evidence(gateway=status)
         for release in self.ledger.releases(self.model, phases=LIVE):
-            if (found := self.control.breach_of(release, evidence)) is not None:
+            try:
+                found = self.control.breach_of(release, evidence)
+            except AirlockError as error:
+                what = f"release {release.id} cannot be judged: {error}"
+                yield Repair(kind="spec", what=what, done=False, release=release.id, version=release.version)
+                continue
+            if found is not None:
                 what = f"release {release.id} of version {release.version} is {release.phase}, but {found.reason}"
                 repair = self._repair("ejection", what, lambda: self.control.guard(evidence))
                 yield repair.model_copy(update={"release": release.id, "version": release.version})

@@ -43,13 +43,21 @@ class Rollbacks(Controller):
         ``only`` this release, where the evidence holds what labels say of it.
 
         Everybody who can looks, before anything else, however the release stands: paused, let through, waiting for
-        answers. Nothing is written while there is nothing to take back.
+        answers. Nothing is written while there is nothing to take back. One that cannot be judged is left as it stands:
+        whoever would let it on judges it again, and is refused.
 
         Returns:
             The release that was taken back, if one was.
         """
         for release in self.ledger.releases(self.model, phases=LIVE):
-            if only in (None, release.id) and self.breach_of(release, evidence) is not None:
+            if only not in (None, release.id):
+                continue
+            try:
+                found = self.breach_of(release, evidence)
+            except AirlockError as error:
+                log.warning("release %s cannot be judged: %s", release.id, error)
+                continue
+            if found is not None:
                 with self.turn() as turn:
                     ended = self._guarded(turn, release.id, evidence)
                 return ended if ended.phase is Phase.ROLLED_BACK else None

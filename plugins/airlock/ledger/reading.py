@@ -18,6 +18,11 @@ from airlock.ledger.records import TimelineEntry, VersionRecord
 from airlock.ledger.store import Store, found, release_of
 from airlock.ledger.tables import JournalRow, ReleaseRow, RouteRow, SpecRow, VerdictRow
 
+_WITHOUT_SPEC = (
+    "End the releases that were opened with it (airlock abort MODEL; airlock rollback MODEL if the version is the "
+    "provisional champion)"
+)
+
 
 class Reading(Store):
     """What the ledger knows."""
@@ -56,15 +61,18 @@ class Reading(Store):
         with self._reading(f"reading spec {digest}") as session:
             row = session.get(SpecRow, digest)
         if row is None:
-            raise NotFound(f"the ledger has no spec {digest}")
+            raise NotFound(f"the ledger has no spec {digest}. {_WITHOUT_SPEC}")
         if digest != (now := "sha256:" + hashlib.sha256(row.document.encode()).hexdigest()):
-            raise ArtifactCorrupt(f"spec {digest} in the ledger was changed since it was written: it is {now} by now")
+            raise ArtifactCorrupt(
+                f"spec {digest} in the ledger was changed since it was written: it is {now} by now. "
+                f"{_WITHOUT_SPEC}, or restore the ledger from a copy"
+            )
         try:
             return ModelSpec.model_validate_json(row.document)
         except ValidationError as error:
             raise SpecError(
                 f"spec {digest} was kept in the ledger by another version of Airlock, and this one cannot read it: "
-                f"{error}. End the releases that were opened with it (airlock abort MODEL) or go back to that version"
+                f"{error}. {_WITHOUT_SPEC}, or go back to that version of Airlock"
             ) from error
 
     def route(self, model: str) -> Route | None:
