@@ -15,6 +15,7 @@ from tests.support.control import (
     ERRORS,
     LABELS,
     FakeAliases,
+    ejection,
     in_step,
     on_disk,
     opened,
@@ -114,6 +115,20 @@ def test_a_model_goes_back_further_where_it_is_told_to(control: ReleaseControl, 
         control.roll_back_model("9", actor="ann", reason="typo")
     control.roll_back_model("1", actor="ann", reason="both are bad")
     assert on_disk(settings).champion == "1"
+
+
+@pytest.mark.parametrize("to", [None, "2"])
+def test_an_ejected_champion_is_the_one_step_that_is_gone_back(
+    control: ReleaseControl, settings: Settings, to: str | None
+) -> None:
+    for version in ("1", "2"):
+        promoted(control, version)
+    bad = promoted(control, "3")
+    settings.ejections.mkdir()
+    (settings.ejections / "m.json").write_text(ejection(bad).model_dump_json())
+    assert control.roll_back_model(to, actor="ann", reason="errors").champion == "2"
+    assert on_disk(settings).champion == "2"
+    assert control.roll_back_model(None, actor="ann", reason="again").champion == "1", "the next step is another one"
 
 
 def test_the_last_good_version_is_always_loaded(control: ReleaseControl, settings: Settings) -> None:

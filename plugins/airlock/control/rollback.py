@@ -121,12 +121,19 @@ class Rollbacks(Controller):
     def roll_back_model(self, to: str | None, *, actor: str, reason: str) -> Route:
         """One step back, to the last good version before the champion, or to ``to``.
 
-        A release on its way is taken back first.
+        A release on its way is taken back first. A champion that the gateway has ejected may be taken back by the turn
+        itself: then the step is done.
 
         Raises:
             NotFound: there is no such good version; the message names those there are.
         """
+        before = self.ledger.champion(self.model)
         with self.turn() as turn:
+            now, route = self.ledger.champion(self.model), self.ledger.route(self.model)
+            # One that was only succeeded meanwhile was not taken back.
+            gone = before is not None and self.ledger.release(before.release).phase in TERMINAL
+            if gone and now and route and to in (None, now.version):
+                return route
             return self._back_to(turn, to, actor=actor, reason=reason)
 
     def _guarded(self, turn: Turn, release_id: str, evidence: Evidence) -> Release:
