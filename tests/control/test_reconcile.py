@@ -198,6 +198,25 @@ def test_an_ejection_that_nobody_acts_on_is_rolled_back(
     assert repair() == [], "an ejection of a release that has ended is history"
 
 
+def test_a_champion_that_was_ejected_is_taken_back_where_there_is_a_way(
+    control: ReleaseControl, settings: Settings, repair: Callable[..., list[Repair]]
+) -> None:
+    settings.ejections.mkdir()
+    written = settings.ejections / "m.json"
+    written.write_text(ejection(promoted(control, "1")).model_dump_json())
+    told = len(control.ledger.timeline("m"))
+    (stays,) = repair()
+    assert (stays.kind, stays.done, len(control.ledger.timeline("m"))) == ("ejection", False, told)
+    assert "no earlier version" in stays.what
+    release = promoted(control, "2")
+    written.write_text(ejection(release).model_dump_json())
+    (left,) = repair()
+    assert (left.kind, left.done, left.release, left.version) == ("ejection", True, release.id, "2")
+    assert control.ledger.release(release.id).phase is Phase.ROLLED_BACK
+    assert on_disk(settings).weights == {"1": 100.0}
+    assert repair() == []
+
+
 @pytest.mark.parametrize("state", ["success", "failed", None])
 @pytest.mark.parametrize("step", [None, "warm_up", "canary_5"])
 def test_a_release_whose_run_has_ended_is_rolled_back(

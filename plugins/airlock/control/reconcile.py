@@ -148,9 +148,16 @@ class _Reconciliation:
     def ejection(self, status: GatewayStatus | None) -> Iterator[Repair]:
         """A version that the gateway has ejected, or whose guards have failed, and whose release goes on."""
         try:
-            read_ejection(self.control.settings.ejections, self.model)
+            out = read_ejection(self.control.settings.ejections, self.model)
+            champion = self.ledger.champion(self.model)
         except AirlockError as error:
+            out = champion = None
             yield Repair(kind="ejection", what=str(error), done=False)
+        if out and champion and (out.release, out.version) == (champion.release, champion.version):
+            # A promotion that crossed an ejection on its way.
+            what = f"the champion, version {champion.version}, was ejected by the gateway: {out.reason}"
+            repair = self._repair("ejection", what, self._leave_champion)
+            yield repair.model_copy(update={"release": champion.release, "version": champion.version})
         evidence = Evidence(gateway=status)
         for release in self.ledger.releases(self.model, phases=LIVE):
             try:
@@ -241,6 +248,11 @@ class _Reconciliation:
         """Whoever takes a turn first does what an earlier controller left undone."""
         with self.control.turn():
             pass
+
+    def _leave_champion(self) -> None:
+        """End an ejected champion, as every turn does; nothing is written while there is nowhere to go back to."""
+        self.control.version_before()
+        self._take_turn()
 
     def _write_above(self, route: Route, generation: int) -> None:
         with self.control.turn() as turn:
