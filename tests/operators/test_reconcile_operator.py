@@ -163,6 +163,16 @@ def test_a_lost_candidate_event_is_sent_again_until_airflow_has_it(
     assert sent(again) == []
 
 
+@pytest.mark.parametrize("sent_before", [False, True])
+def test_what_an_earlier_airlock_kept_of_a_candidate_is_understood(
+    sent_before: bool, champion: Release, context: dict[str, Any], ledger: Ledger, versions: Versions
+) -> None:
+    versions.aliases["candidate"] = "2"
+    kept = {"version": "2", "since": "2013-04-01T00:00:00+00:00", "sent": sent_before}
+    ledger.save_state("toy", "reconcile/candidate", json.dumps(kept), revision=None)
+    assert sweep(context)["candidate_asset"]["done"] is not sent_before
+
+
 def test_an_ejection_that_nobody_saw_ends_the_release(
     champion: Release, control: ReleaseControl, context: dict[str, Any], gateway: Gateway, ledger: Ledger
 ) -> None:

@@ -81,10 +81,13 @@ class ReconcileOperator(ModelOperator):
         ledger.save_state(self.model, _SIGHTING, json.dumps({**seen, "sent": now.isoformat()}), revision=revision)
         return True
 
-    def _was_sent(self, version: str, sent: str | None) -> bool:
-        """Whether an event that a sweep has sent is there: it may have been killed right before Airflow sent it."""
-        if sent is None:
-            return False
+    def _was_sent(self, version: str, sent: str | bool | None) -> bool:
+        """Whether an event that a sweep has sent is there: it may have been killed right before Airflow sent it.
+
+        ``sent`` is when, or, as an earlier Airlock kept it, only whether.
+        """
+        if not isinstance(sent, str):
+            return bool(sent)
         try:
             return receipts.is_candidate_announced(self.model, version, after=datetime.fromisoformat(sent))
         except Unavailable as error:
