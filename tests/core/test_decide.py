@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from airlock.core.counters import Counters
 from airlock.core.decide import Decision, Evidence, decide, decide_late, evidence_digest, holds_back, late_deadline
-from airlock.core.guards import limits_of
+from airlock.core.guards import limits_of, may_pass
 from airlock.core.polls import Polls
 from airlock.core.release import Phase, Release, planned
 from airlock.core.route import Bundle, Limit
 from airlock.core.spec import ErrorRateGuard, LabelMetricGuard, LatencyGuard, ModelSpec, Rollout
-from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Sums, Tally
+from airlock.core.tally import Ejection, GatewayStatus, LateEvidence, Role, Sums, Tally
+from airlock.core.units import Units
 from airlock.core.verdict import Status, Verdict
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
@@ -403,6 +405,42 @@ def test_deciding_is_pure(spec: ModelSpec) -> None:
 
 def verdict(name: str, status: Status = Status.PASS, **more: Any) -> Verdict:
     return Verdict(name=name, status=status, reason=f"{name} is {status}", **more)
+
+
+@pytest.mark.parametrize(("by", "said"), [("minute", "no whole minute of this step"), ("key", "no new key")])
+def test_a_step_of_which_no_unit_is_observed_does_not_advance(by: str, said: str) -> None:
+    guard = {"kind": "error_rate", "max": 0.05, "by": by}
+    spec = make_spec().model_copy(update={"guards": make_spec(guard).guards[2:]})
+    counters = Counters()
+    units = Units(limits_of(spec), counters)
+
+    def ask(role: Role, key: str, at: float, *, failed: bool = False) -> None:
+        for tally in counters.tallies(role):
+            (tally.failed if failed else tally.answered)(5.0)
+        units.answered(role, key, 5.0, failed=failed, at=at)
+
+    for minute in range(60):
+        for number in range(5):
+            ask("shadow", f"k{minute}-{number}", 60.0 * minute + number)
+    if by == "key":
+        ask("served", "known", 3590.0)
+    units.end_minute()
+    counters.begin_step()
+    for number in range(100):
+        ask("served", "known", 3600.0 + number / 10, failed=True)
+
+    def decided() -> Decision:
+        total = {"2": {"served": counters.served.sums, "shadow": Tally(requests=300)}}
+        seen = status(step={"2": {"served": Tally(requests=100, errors=100)}}, total=total)
+        known = {"checkpoints": counters.checkpoints, "units": counters.units}
+        return judged(spec, seen.model_copy(update=known))
+
+    assert decided().action == "wait"
+    assert said in decided().reason
+    assert not may_pass(limits_of(spec), counters)
+    ask("served", "new", 3661.0)
+    units.until(3720.0)
+    assert said not in decided().reason
 
 
 @pytest.mark.parametrize("worst", [Status.INCONCLUSIVE, Status.ERROR, Status.FAIL])

@@ -23,6 +23,12 @@ class Seen(NamedTuple):
         return cls(sums.n, sums.total, sums.squares, sums.smallest, sums.largest)
 
 
+NO_MINUTE = "no whole minute of this step is over yet"
+NO_KEY = (
+    "no new key was asked in this step, of whose requests it therefore knows nothing; if all keys are known already, "
+    "guard by request instead"
+)
+
 Part = Literal["release", "step", "recent"]
 """Over how much of a release: all of it, the current step, or the last requests."""
 

@@ -89,7 +89,11 @@ def may_pass(limits: Iterable[Limit], counters: Counters) -> bool:
         if limit.late:
             continue
         seen = observed(limit, counters.all.sums)
-        if seen.n < _needed(limit) or no_pass_yet(limit, seen, _of_step(limit, counters)):
+        if (
+            seen.n < _needed(limit)
+            or _unobserved(limit, counters)
+            or no_pass_yet(limit, seen, _of_step(limit, counters))
+        ):
             return False
     return True
 
@@ -113,7 +117,7 @@ def _judge_live(limit: Limit, counters: Counters, champion: Tally | None) -> Ver
         return _verdict(limit, Status.INCONCLUSIVE, words.too_few(limit, seen.n, needed), seen, interval, details)
     said = words.found(limit, total, seen, interval)
     reason = f"{said}; the guard allows {words.allowed(limit)}{words.champions(details)}"
-    if open_ := no_pass_yet(limit, seen, _of_step(limit, counters)):
+    if open_ := _unobserved(limit, counters) or no_pass_yet(limit, seen, _of_step(limit, counters)):
         return _verdict(limit, Status.INCONCLUSIVE, f"{reason}; {open_}", seen, interval, details)
     return _verdict(limit, Status.PASS, reason, seen, interval, details)
 
@@ -126,6 +130,23 @@ def _of_step(limit: Limit, counters: Counters) -> Seen:
     if limit.signal in COUNTS and (served := observed(limit, counters.served.step)).n:
         return served
     return observed(limit, counters.all.step)
+
+
+def _unobserved(limit: Limit, counters: Counters) -> str | None:
+    """Why a limit by minute or key says nothing of the step's requests, in words; ``None`` if it does or has none.
+
+    Of counts they are those in the role that the step has, as in :func:`_of_step`. Of differences they are those that
+    were compared, and a key may have been compared in an earlier step: it does not matter who got the answer.
+    """
+    if limit.by == "request":
+        return None
+    served = counters.served.step
+    step = served if limit.signal in COUNTS and served.requests else counters.all.step
+    if observed(limit, step).n or not observed(limit.model_copy(update={"by": "request"}), step).n:
+        return None
+    if limit.by == "minute":
+        return words.NO_MINUTE
+    return words.NO_KEY if limit.signal in COUNTS else None
 
 
 def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
