@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, ErrorType, TaskDeferred
 from airflow.sdk.execution_time.comms import ErrorResponse
 
+from airlock import steps
 from airlock.control import ReleaseControl
 from airlock.core.release import Phase, Release
 from airlock.ledger import Ledger
@@ -26,6 +28,7 @@ from airlock.operators.release import (
 from airlock.operators.steering import SteerReleaseOperator
 from airlock.operators.step import ReleaseStepOperator, WatchTrafficOperator
 from airlock.triggers.way import ClearWayTrigger
+from tests.support.control import ejection
 from tests.support.operator_world import Gateway, Versions, opened, shares, waiting
 
 pytestmark = pytest.mark.usefixtures("champion", "versions")
@@ -167,3 +170,34 @@ def test_the_reason_is_what_it_was_taken_back_for_and_not_that_its_run_ended(
     gateway.ejected = "12 of 60 requests failed"
     RestoreTrafficOperator(**_known("restore"), release=release.id).execute(make_context())  # type: ignore[arg-type]
     assert ledger.release(release.id).reason == "the gateway ejected version 2: 12 of 60 requests failed"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_labels_that_cannot_be_read_keep_nobody_from_taking_it_back(
+    written: bool,
+    respec: Callable[[str], None],
+    gateway: Gateway,
+    control: ReleaseControl,
+    make_context: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    respec("guards: [{kind: error_rate, max: 0.2, min_requests: 5}, {kind: label_metric, metric: mae, max: 0.5}]")
+    looked: list[object] = []
+
+    def unreadable(*at: object, **_: object) -> None:
+        looked.append(at)
+        raise OSError("the disk of the labels is gone")
+
+    monkeypatch.setattr(steps, "evidence", SimpleNamespace(late_evidence=unreadable), raising=False)
+    release = opened(control, "2")
+    for step in ("warm_up", "shadow", "canary_5"):
+        release = control.enter(release.id, step)
+    if written:
+        folder = control.settings.ejections
+        folder.mkdir(exist_ok=True)
+        (folder / "toy.json").write_text(ejection(release).model_dump_json())
+    else:
+        gateway.ejected = "12 of 60 requests failed"
+    with pytest.raises(AirflowFailException, match="of version 2 is rolled back: the gateway ejected"):
+        OWN["promote"](release).execute(make_context())  # type: ignore[arg-type]
+    assert bool(looked) is not written, "what was written down needs no labels"

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
+from airlock.control.release import UNSEEN
 from airlock.core.decide import Evidence
-from airlock.core.errors import AirlockError, Conflict, GateRefused, NotFound, NotYet
+from airlock.core.errors import AirlockError, GateRefused, NotFound, NotYet
 from airlock.core.polls import Polls
 from airlock.core.refs import VersionRef
 from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Phase, Release
@@ -166,6 +167,11 @@ class ReleaseOperator(ModelOperator):
         """
         release = self.control.ledger.release(self.release_id)
         if release.phase in LIVE:
+            # An ejection that was written down needs neither labels nor a gateway: nothing that takes long or fails.
+            self.control.guard(UNSEEN)
+            release = self.control.ledger.release(release.id)
+            self.refuse_ended(release)
+        if release.phase in LIVE:
             evidence = self.guard_traffic(self._late(release), of=release.id)
         else:
             evidence = self.guard_traffic()
@@ -184,8 +190,8 @@ class ReleaseOperator(ModelOperator):
             return evidence.late_evidence(
                 self.spec, self.settings, ledger, release, self.control.opponent_of(release), until=datetime.now(UTC)
             )
-        except Conflict as busy:
-            self.log.warning("No evidence from labels: %s", busy)
+        except Exception as error:  # noqa: BLE001 - whatever labels cannot be read for, missing evidence is never a pass
+            self.log.warning("No evidence from labels: %s: %s", type(error).__name__, error)
             return None
 
     def watch(
