@@ -106,11 +106,12 @@ class Recomputed:
             if row["error"] is not None:
                 continue
             self.answers += 1
-            self.due += (row["event_time"] or row["at"]) <= LATER - timedelta(hours=1)
+            mature = (row["event_time"] or row["at"]) <= LATER - timedelta(hours=1)
+            self.due += mature and row["key"] is not None
             if row["key"] not in known:
                 continue
             y, p = known[row["key"]], row["probability"]
-            self.labelled += (row["event_time"] or row["at"]) <= LATER - timedelta(hours=1)
+            self.labelled += mature
             self.late["accuracy"].append(float((p >= 0.5) != (y == 1)))
             self.late["log_loss"].append(-math.log(p if y else 1 - p))
             if row["row"] in theirs:
@@ -321,6 +322,13 @@ def test_an_answer_is_due_when_its_event_is_mature(here: Settings) -> None:
     asked(here, 1, [1], [(0.9, 0.5)], event_time=after(-1800))
     for seconds, due in ((1790, 0), (1810, 1), (1700, 0)):  # going back takes nothing back of what was seen
         assert look(here, store, until=after(seconds)).late.due == due
+
+
+def test_no_label_is_due_for_an_answer_without_a_key(here: Settings) -> None:
+    asked(here, 1, [1, 2], [(0.6, 0.5), (0.9, 0.5)], key=None)
+    asked(here, 2, [3], [(0.6, 0.5)])
+    late = look(here, Memory()).late
+    assert (late.answers, late.due) == (3, 1)
 
 
 @pytest.mark.parametrize("file_of", [0, 3])

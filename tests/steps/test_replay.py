@@ -19,7 +19,7 @@ from airlock.core.route import place
 from airlock.core.tally import Tally
 from airlock.settings import Settings
 from airlock.steps import evidence, labels, outcomes
-from airlock.steps.replay import recorded
+from airlock.steps.replay import Labels, recorded
 from airlock.steps.simulation import START, Simulation, simulated, truth
 from tests.steps.test_evidence import GUARDS, LABEL
 from tests.support.release_log import RELEASE, Memory, entry, write_part
@@ -271,3 +271,9 @@ def test_policies_tell_good_from_bad(simulation: Simulation) -> None:
     reports = [replay(SPEC, simulated(SPEC, simulation, seed=seed)) for seed in range(8)]
     found = repeated(reports, truth(SPEC, simulation).bad)
     assert found.false_rollbacks + found.missed == 0
+
+
+def test_no_label_is_due_for_an_answer_without_a_key() -> None:
+    asked, keyed, come = np.arange(3.0), np.array([True, False, True]), np.array([5.0, np.inf, np.inf])
+    late = Labels(START, asked, keyed, come, 10.0, {}).by(20.0)
+    assert (late.answers, late.due, late.labelled) == (3, 2, 1)

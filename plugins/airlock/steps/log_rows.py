@@ -187,9 +187,10 @@ def count(asked: Asked, state: State, slow: Mapping[str, float]) -> None:
         latency=np.bincount(np.minimum(buckets, BUCKETS - 1), minlength=BUCKETS).tolist(),
         slow=over,
     )
-    answered = half.event_us[half.ours & ~failed]
-    state.answers += answered.size
-    state.maturing.count(answered, 1, 0)
+    answered = half.ours & ~failed
+    state.answers += int(np.count_nonzero(answered))
+    # No label can ever be joined to an answer without a key, so that none is due.
+    state.maturing.count(half.event_us[answered & (half.key != NO_KEY)], 1, 0)
 
 
 def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:

@@ -269,7 +269,8 @@ class _Log:
         come_s = np.nan_to_num(asked_s + _delays(self.spec, answered, labels), nan=np.inf)
         late = _label_arrivals(self.spec, answered, labels, come_s)
         late |= _outcome_arrivals(self.spec, self.settings, self.log, self.versions, self.start)
-        return Labels(self.start, asked_s, come_s, self.spec.maturity.total_seconds(), late) if late else None
+        keyed = answered["key"].notna().to_numpy()
+        return Labels(self.start, asked_s, keyed, come_s, self.spec.maturity.total_seconds(), late) if late else None
 
 
 def _told(rows: pd.DataFrame, seconds: Floats) -> Iterator[Observation]:
@@ -300,14 +301,16 @@ class Champion:
 
 
 class Labels:
-    """Labels and outcomes as they came. Times are seconds since the start."""
+    """Labels and outcomes as they came. Times are seconds since the start. No label is due for an answer without a
+    key."""
 
     def __init__(
-        self, start: datetime, asked: Floats, come: Floats, maturity: float, arrivals: dict[str, Arrivals]
+        self, start: datetime, asked: Floats, keyed: Flags, come: Floats, maturity: float, arrivals: dict[str, Arrivals]
     ) -> None:
         order = np.argsort(asked, kind="stable")
-        self._start, self._asked, self._come, self._maturity = start, asked[order], come[order], maturity
-        self._arrivals = arrivals
+        with_key = order[keyed[order]]
+        self._asked, self._keyed, self._come = asked[order], asked[with_key], come[with_key]
+        self._start, self._maturity, self._arrivals = start, maturity, arrivals
 
     @property
     def until(self) -> float:
@@ -315,7 +318,7 @@ class Labels:
         return max([last + self._maturity, *(arrivals.last for arrivals in self._arrivals.values())])
 
     def by(self, seconds: float) -> LateEvidence:
-        due = int(np.searchsorted(self._asked, seconds - self._maturity, "right"))
+        due = int(np.searchsorted(self._keyed, seconds - self._maturity, "right"))
         return LateEvidence(
             until=self._start + timedelta(seconds=seconds),
             answers=int(np.searchsorted(self._asked, seconds, "right")),
