@@ -32,8 +32,8 @@ from airlock.core.uncertainty import TooFew, deviate
 Floats = npt.NDArray[np.float64]
 
 MINIMUM_UNITS = 100
-"""Units that each group needs before its mean is looked at. The difference of two means is less skewed than one mean, so
-fewer do than for a guard's single stream: skewed outcomes keep alpha from here on (tests/benchmarks/RESULTS.md)."""
+"""Units that each group needs before its mean is looked at. The difference of two means is less skewed than one mean,
+so fewer do than for a guard's single stream: skewed outcomes keep alpha from here on (tests/benchmarks/RESULTS.md)."""
 TELLING_UNITS = 10
 """Units of each group whose value is not the group's most frequent one: under it the variance is not known well
 enough for an interval (the rule of thumb that asks for ten hits and ten misses of a proportion)."""
