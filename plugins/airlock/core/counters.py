@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 SPACING = 50
 """Requests from one restart to the next."""
 PER_OCTAVE = 4
-_NOTHING = Sums()
 """Restarts that are kept of each doubling of the age."""
+_NOTHING = Sums()
 
 
 class Stream:
