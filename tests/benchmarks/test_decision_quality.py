@@ -68,6 +68,22 @@ def test_a_rollout_ends_when_the_gateways_breach_ends_it(name: str, case: int) -
         assert found[row] == _by_breach(limit, of_row, rate * rules.BAKE_MINUTES)
 
 
+@pytest.mark.parametrize(("name", "case"), [("error rate", 0), ("error rate", 1), ("prediction shift", 1)])
+def test_looks_are_left_out_only_where_nothing_can_eject(name: str, case: int) -> None:
+    """300 rollouts of 6,000 requests, all with what no look is left out of; a large budget, seed 43."""
+    watch = WATCHES[name]
+    limit, stream = watch.limit.model_copy(update={"alpha": 0.3}), watch.cases[case].stream
+    blocks = stream.sums(np.random.default_rng(43), (300, 120), 50)
+    sums = rules.Rollouts.of(np.arange(1, 121) * 50.0, blocks, stream.per, 50)
+    every = np.full(300, math.inf)
+    for column in range(1, 120, 2):
+        alive = np.flatnonzero(np.isinf(every))
+        ejected = rules.log_mixtures(sums, limit, alive, column, sums.n[column]) >= -math.log(limit.alpha)
+        every[alive[ejected]] = sums.n[column]
+    assert list(rules.airlock(sums, limit)) == list(every)
+    assert 0.01 < np.isfinite(every).mean() < 1
+
+
 def _by_breach(limit: Limit, blocks: worlds.Blocks, step_requests: int) -> float:
     counters, last_step = Counters(), 0
     for block in range(len(blocks.total)):

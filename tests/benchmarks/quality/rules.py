@@ -1,15 +1,17 @@
 """How a rollout is judged: the shipped guard, as a twin that judges many rollouts at once, and three references.
 
 A rule looks at the running sums of many rollouts, one row each, and says after how many requests it would have
-rolled back; infinity is never. The guard's twin computes what ``airlock.core.guards`` does, in numpy; that both
-agree is a test (tests/benchmarks/test_decision_quality.py).
+rolled back; infinity is never. The guard's twin computes what ``airlock.core.guards`` does, in numpy, at those looks
+at which a few comparisons do not already say that nothing can be ejected; that both agree, and that nothing is missed
+by it, are tests (tests/benchmarks/test_decision_quality.py).
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy import stats
@@ -27,6 +29,7 @@ LOOK = 100
 """Requests from one look to the next."""
 BAD_WINDOWS = 5
 Z_ALPHA = 0.05
+_ROOM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -87,25 +90,25 @@ def log_e_values(n: Floats, total: Floats, squares: Floats, smallest: Floats, li
 
 
 def exceeds(
-    n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit, alpha: float
+    n: Floats, total: Floats, squares: Floats, smallest: Floats, largest: Floats, limit: Limit, alpha: float | Floats
 ) -> np.ndarray:
     """Whether the guard would eject for these sums; ``guards._exceeds`` of many."""
-    parts = np.broadcast_arrays(n, total, squares, smallest, largest)
-    n, total, squares, smallest, largest = (np.asarray(part, dtype=float) for part in parts)
+    parts = np.broadcast_arrays(n, total, squares, smallest, largest, alpha)
+    n, total, squares, smallest, largest, alpha = (np.asarray(part, dtype=float) for part in parts)
     found = np.zeros(total.shape, dtype=bool)
     two_sided = limit.signal == "difference"
     for side in (1, -1) if two_sided else (1,):
         over = side * total > limit.bound * n
         if guards._ends(limit) is None:
-            found[over] |= _surely_above(n[over], side * total[over], squares[over], limit, alpha)
+            found[over] |= _surely_above(n[over], side * total[over], squares[over], limit, alpha[over])
         else:
-            wanted = -math.log(alpha / 2 if two_sided else alpha)
+            wanted = -np.log(alpha[over] / 2 if two_sided else alpha[over])
             lowest = smallest if side > 0 else -largest
             found[over] |= log_e_values(n[over], side * total[over], squares[over], lowest[over], limit) >= wanted
     return found
 
 
-def _surely_above(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: float) -> np.ndarray:
+def _surely_above(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha: Floats) -> np.ndarray:
     """Whether ``unbounded_mean_log_e_value`` passes 1 / alpha; on one side by 2 E - 1."""
     prior = guards._prior(limit)
     excess = total - n * limit.bound
@@ -113,11 +116,11 @@ def _surely_above(n: Floats, total: Floats, squares: Floats, limit: Limit, alpha
     explained = np.minimum(1.0, excess * excess / ((n + prior) * around))
     with np.errstate(divide="ignore"):
         found = -np.log1p(n / prior) / 2 - n / 2 * np.log1p(-explained)
-    both = alpha if limit.signal == "difference" else sequential.one_sided(alpha)
-    return (n >= guards._needed(limit)) & (found >= -math.log(both))
+    both = alpha if limit.signal == "difference" else 2 * alpha / (1 + alpha)  # sequential.one_sided
+    return (n >= guards._needed(limit)) & (found >= -np.log(both))
 
 
-def airlock(rollouts: Rollouts, limit: Limit) -> Floats:
+def airlock(rollouts: Rollouts, limit: Limit, look: int = LOOK) -> Floats:
     """The guard with a look every 100 requests: over the whole release, each step and all restarts.
 
     What comes in the first step is asked in shadow, the rest is served.
@@ -126,11 +129,19 @@ def airlock(rollouts: Rollouts, limit: Limit) -> Floats:
         looks = rollouts.looks()
         extremes = looks.smallest, looks.largest
         return looks.first(exceeds(looks.n, looks.total, looks.squares, *extremes, limit, limit.alpha))
+    # One row for each block, so that all rollouts' sums before a window lie side by side; the first one is of nothing.
+    kept, sides = limit.bound * rollouts.n[:, None], (1, -1) if limit.signal == "difference" else (1,)
+    excesses = [np.vstack([np.zeros((1, len(rollouts.total))), side * rollouts.total.T - kept]) for side in sides]
     found = np.full(len(rollouts.total), np.inf)
-    for column in np.flatnonzero(rollouts.n % LOOK == 0):
-        alive = np.flatnonzero(np.isinf(found))
-        log_e = log_mixtures(rollouts, limit, alive, column, rollouts.n[column])
-        found[alive[log_e >= -math.log(limit.alpha)]] = rollouts.n[column]
+    block = int(rollouts.n[0])
+    for column, begun, least in _looks(limit, rollouts.rate, block, len(rollouts.n), look):
+        may = np.isinf(found)
+        if not may.any():
+            break
+        may &= np.any([(past[begun] + least).min(axis=0) <= past[column + 1] for past in excesses], axis=0)
+        rows = np.flatnonzero(may)
+        log_e = log_mixtures(rollouts, limit, rows, column, rollouts.n[column])
+        found[rows[log_e >= -math.log(limit.alpha)]] = rollouts.n[column]
     return found
 
 
@@ -139,35 +150,76 @@ def log_mixtures(rollouts: Rollouts, limit: Limit, rows: np.ndarray, column: int
 
     ``column`` holds the sums by then, those before it the checkpoints' sums.
     """
-    begins = list(_begins(rollouts, limit, column, int(n)))
-    weights = np.array([windows.weight(limit, scope, since) for scope, since, _ in begins])
-    earlier = np.array([at for *_, at in begins])
-    now = (rows[:, None], column)
+    begun, weights = _begins(limit, rollouts.rate, int(rollouts.n[0]), column, int(n))
+    now, before = (rows[:, None], column), (rows[:, None], begun - 1)
     # Windows that begin with the first request have no column before them.
-    fresh = [
-        part[now] - np.where(earlier < 0, 0.0, part[rows[:, None], earlier])
-        for part in (rollouts.total, rollouts.squares)
-    ]
-    of_n = n - np.where(earlier < 0, 0.0, rollouts.n[earlier])
+    fresh = [part[now] - np.where(begun, part[before], 0.0) for part in (rollouts.total, rollouts.squares)]
+    of_n = n - begun * rollouts.n[0]
     return _mixture(of_n, *fresh, rollouts.smallest[now], rollouts.largest[now], limit, weights)
 
 
-def _begins(rollouts: Rollouts, limit: Limit, column: int, n: int) -> Iterator[tuple[Scope, Checkpoint | None, int]]:
-    """The windows after ``n`` observations: their scope, checkpoint, and the last column before them (-1: none)."""
-    block, step_requests = int(rollouts.n[0]), rollouts.rate * BAKE_MINUTES
-    steps = [-(-step_requests * step // block) - 1 for step in range(1, limit.steps)]  # the last columns before them
+@functools.lru_cache(maxsize=16)
+def _looks(limit: Limit, rate: int, block: int, columns: int, look: int) -> list[tuple[int, np.ndarray, Floats]]:
+    """Of each look its column, after how many blocks the windows begin, and the least excess of each that matters.
+
+    Where the excess of every window, its sum less the bound times its observations, lies below its least one, the
+    mixture over them surely lies below 1 / alpha: each holds less than a part of that, and the parts add up to it.
+    """
+    at = np.flatnonzero(np.arange(block, (columns + 1) * block, block) % look == 0)
+    begins = [_begins(limit, rate, block, int(column), (int(column) + 1) * block) for column in at]
+    # Parts by the roots of the weights let the fewest rollouts pass: a window passes about as seldom as its part is
+    # large beside its weight.
+    parts = [np.sqrt(weights) / np.sqrt(weights).sum() for _, weights in begins]
+    n = np.concatenate(
+        [float((column + 1) * block) - begun * block for column, (begun, _) in zip(at, begins, strict=True)]
+    )
+    alphas = limit.alpha * np.concatenate([weights / part for (_, weights), part in zip(begins, parts, strict=True)])
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    least = np.split(_least_excess(limit, n, alphas), ends)
+    return [(int(c), begun, some[:, None]) for c, (begun, _), some in zip(at, begins, least, strict=True)]
+
+
+def _least_excess(limit: Limit, n: Floats, alphas: Floats) -> Floats:
+    """Under which excess sums of ``n`` observations surely do not reject at ``alphas``, with room for rounding."""
+    if limit.signal in COUNTS:
+        return critical_hits(limit, n, alphas) - limit.bound * n - _ROOM
+    # The log of a bet's wealth is at most the bet times the excess, in units of the bound's place in the range.
+    least, greatest = guards._ends(limit) or (-math.inf, math.inf)
+    scale = limit.bound - least
+    largest = max(bet for bet, _ in sequential._bets(scale / (greatest - least)))
+    two_sided = math.log(2) if limit.signal == "difference" else 0.0
+    return (two_sided - np.log(alphas)) * scale / largest - _ROOM
+
+
+@functools.lru_cache(maxsize=20_000)
+def _begins(limit: Limit, rate: int, block: int, column: int, n: int) -> tuple[np.ndarray, Floats]:
+    """After how many blocks each window begins that there is after ``n`` observations, and what it weighs."""
+    step_requests = rate * BAKE_MINUTES
+    steps = [-(-step_requests * step // block) for step in range(1, limit.steps)]
+    found: list[tuple[int, float]] = []
     for scope in windows.scopes(limit):
-        first = -1 if scope == "all" else steps[0]
-        if column <= first:
+        first = 0 if scope == "all" else steps[0]
+        if column < first:
             continue
-        yield scope, None, first
-        for number, at in enumerate((at for at in steps if at > first), start=2):
-            if at < column:
-                yield scope, Checkpoint(kind="step", number=number), at
-        newest = (n - (first + 1) * block - 1) // SPACING
-        for number in range(1, newest + 1):
-            if counters.stays(number, newest):
-                yield scope, Checkpoint(kind="restart", number=number), first + number * SPACING // block
+        found.append((first, windows.weight(limit, scope, None)))
+        later = [begun for begun in steps if first < begun <= column]
+        found += [(begun, _weight(limit, scope, "step", number)) for number, begun in enumerate(later, start=2)]
+        found += [
+            (first + number * SPACING // block, _weight(limit, scope, "restart", number))
+            for number in _restarts((n - first * block - 1) // SPACING)
+        ]
+    return np.array([begun for begun, _ in found]), np.array([weight for _, weight in found])
+
+
+@functools.cache
+def _restarts(newest: int) -> tuple[int, ...]:
+    """The numbers of the restarts that are kept."""
+    return tuple(number for number in range(1, newest + 1) if counters.stays(number, newest))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _weight(limit: Limit, scope: Scope, kind: Literal["step", "restart"], number: int) -> float:
+    return windows.weight(limit, scope, Checkpoint(kind=kind, number=number))
 
 
 def _mixture(
@@ -177,7 +229,7 @@ def _mixture(
     parts = np.broadcast_arrays(n, total, squares, smallest, largest, np.log(np.where(weights > 0, weights, 1e-300)))
     over = (np.abs(parts[1]) if limit.signal == "difference" else parts[1]) > limit.bound * parts[0]
     if limit.signal not in COUNTS:
-        over &= np.abs(parts[2]) >= windows._LOST * parts[2][:, :1]
+        over &= np.abs(parts[2]) >= parts[0] * windows._LOST * parts[2][:, :1]
     logs = np.full(over.shape, -np.inf)
     logs[over] = _log_e(*(part[over] for part in parts[:5]), limit) + parts[5][over]
     top = logs.max(axis=1, initial=-np.inf)
@@ -194,7 +246,7 @@ def _log_e(n: Floats, total: Floats, squares: Floats, smallest: Floats, largest:
     return log_e_values(n, np.abs(total), squares, lowest, limit) - math.log(2)
 
 
-def critical_hits(limit: Limit, n: Floats, alpha: float) -> Floats:
+def critical_hits(limit: Limit, n: Floats, alpha: float | Floats) -> Floats:
     """The fewest hits for which the guard ejects after ``n`` events; infinity where it never does."""
     low, high = np.zeros(n.shape), n.copy()
     never = ~exceeds(n, high, high, 0.0, 1.0, limit, alpha)
