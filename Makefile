@@ -47,6 +47,7 @@ bench: $(READY)  ## the gateway's requests a second, what Airflow adds to a trai
 
 bench-decisions: $(READY)  ## every table about decisions: guards, releases, small samples, replay; ARGS go to the first
 	$(BIN)/python tests/benchmarks/decision_quality.py $(ARGS)
+	$(BIN)/python -m tests.benchmarks.quality.dependence
 	$(BIN)/python tests/benchmarks/operating_characteristic.py
 	$(BIN)/python tests/benchmarks/small_samples.py
 	$(BIN)/python tests/benchmarks/replay_agreement.py

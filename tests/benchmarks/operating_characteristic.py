@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 from airlock.core import guards  # noqa: E402
 from airlock.core.counters import Counters  # noqa: E402
 from airlock.core.decide import Decision, Evidence, decide  # noqa: E402
-from airlock.core.guards import breach, limits_of  # noqa: E402
+from airlock.core.guards import breach, limits_of, may_pass  # noqa: E402
 from airlock.core.release import Phase, PlannedStep, Release, plan  # noqa: E402
 from airlock.core.route import Bundle  # noqa: E402
 from airlock.core.spec import ModelSpec  # noqa: E402
@@ -117,7 +117,9 @@ def release_of(spec: ModelSpec, candidate: Candidate, rate: int) -> Ended:
             requests = counters.all.sums.requests
             if breach(limits, counters):
                 return Ended("breach", requests)
-            if minute * 60 < step.bake.total_seconds():
+            elapsed = timedelta(minutes=minute)
+            # Before its deadline a step ends only by a breach, or with limits that let it pass.
+            if elapsed < step.bake or (elapsed < step.deadline and not may_pass(limits, counters)):
                 continue
             action = _decided(spec, step, counters, total, of_step, minute).action
             if action == "roll_back":

@@ -1,9 +1,10 @@
 """Traffic whose requests hang together, and how often a guard takes back a version that keeps its bound on it.
 
 Every stream is counted by the shipped counters and tested by the shipped guard (``core/counters.py``,
-``core/guards.py``). ``python -m tests.benchmarks.quality.dependence`` prints the table of RESULTS.md. What is exactly
-at its bound is the mean of the unit that is observed: of a guard by key the share of the customers whose first request
-fails, else the share of the requests. That is the hardest version that must still be left alone.
+``core/guards.py``), at the looks at which something may be found. ``python -m tests.benchmarks.quality.dependence``
+prints the table of RESULTS.md. What is exactly at its bound is the mean of the unit that is observed: of a guard by key
+the share of the customers whose first request fails, else the share of the requests. That is the hardest version that
+must still be left alone.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from airlock.core.guards import breach, limits_of
 from airlock.core.policy import Unit
 from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
-from airlock.core.tally import Sums, Tally
+from airlock.core.tally import Sums
+from tests.benchmarks.quality import rules
 
 Floats = npt.NDArray[np.float64]
 
 BUDGET = 0.01
 UNITS: tuple[Unit, ...] = ("request", "key", "minute")
 ERRORS, SHIFT, SPREAD = 0.02, 0.01, 0.048
+_ROOM = 1e-6
 
 
 class Traffic(NamedTuple):
@@ -68,21 +71,12 @@ def retries(rng: np.random.Generator, requests: int, rate: float, unit: Unit, tr
     asked = 1 + (1 - again ** (tries - 1)) / (1 - again)
     # p * failures / (1 - p + p * asked) is the share of the requests that fail.
     first = ERRORS if unit == "key" else ERRORS / (failures - ERRORS * (asked - 1))
-    at, keys, failed = [], [], []
-    now = 0.0
-    for customer in range(requests):
-        now += rng.exponential(60 / rate)
-        at.append(now)
-        keys.append(customer)
-        failed.append(rng.random() < first)
-        for second in range(1, tries):
-            if not failed[-1]:
-                break
-            at.append(now + second)
-            keys.append(customer)
-            failed.append(rng.random() < again)
+    failed = rng.random((requests, tries)) < np.r_[first, np.full(tries - 1, again)]
+    asks = np.column_stack([np.ones(requests, dtype=bool), np.logical_and.accumulate(failed, axis=1)[:, :-1]])
+    customer, second = np.nonzero(asks)
+    at = _times(rng, requests, rate)[customer] + second
     order = np.argsort(at, kind="stable")[:requests]
-    return Traffic(np.array(at)[order], np.array(keys)[order], np.array(failed, float)[order])
+    return Traffic(at[order], customer[order], failed[asks][order].astype(float))
 
 
 def alike(rng: np.random.Generator, requests: int, rate: float, _unit: Unit) -> Traffic:
@@ -162,36 +156,69 @@ def limit_of(guard: dict[str, Any], unit: Unit) -> Limit:
 def ejected_after(limit: Limit, traffic: Traffic) -> float:
     """After how many requests the guard ejects; infinity: never. Everything is served, in one step.
 
-    The shipped counters and guard, fed with observations: what ``Units`` makes of requests is made here for all of them
-    at once (a test holds the two to each other). The guard looks after each request that failed, and of differences
-    after every tenth observation: in between there is nothing that can break an error rate.
+    The shipped counters and guard, fed with running sums of observations: what ``Units`` makes of requests is made here
+    for all of them at once (a test holds the two to each other). The guard looks after each request that failed, and of
+    differences after every tenth observation: in between there is nothing that can break an error rate. Looks that
+    surely find nothing are left out.
     """
-    counters = Counters()
-    streams = (counters.all, counters.served)
     places, values = observations(limit, traffic)
-    errors = limit.signal == "errors"
-    due = SPACING
-    for number, (place, value) in enumerate(zip(places.tolist(), values.tolist(), strict=True), start=1):
-        while place > due:
-            for stream in streams:
-                _set_requests(stream.sums, due)
+    if not values.size:
+        return math.inf
+    sums = np.zeros((values.size + 1, 5))
+    sums[1:, 0] = np.arange(1, values.size + 1)
+    sums[1:, 1], sums[1:, 2] = values.cumsum(), (values * values).cumsum()
+    sums[1:, 3], sums[1:, 4] = np.minimum.accumulate(values), np.maximum.accumulate(values)
+    looks = np.flatnonzero(values > 0) + 1 if limit.signal == "errors" else np.arange(10, values.size + 1, 10)
+    restarts = np.arange(SPACING, places[-1], SPACING)
+    known = np.searchsorted(places, restarts, "right")
+    counters, taken = Counters(), 0
+    for seen in looks[_may_eject(limit, sums, looks, places[looks - 1], restarts, known)].tolist():
+        place = int(places[seen - 1])
+        while taken < restarts.size and restarts[taken] < place:
+            _count(counters, limit, int(restarts[taken]), sums[known[taken]])
             counters.restart_if_due()
-            due += SPACING
-        for stream in streams:
-            _set_requests(stream.sums, place)
-            if limit.by != "request":
-                stream.sums.units.setdefault(limit.name, Sums()).add(value)
-            elif errors:
-                stream.sums.errors += int(value)
-            else:
-                stream.sums.difference.add(value)
-        if (value > 0 if errors else number % 10 == 0) and breach((limit,), counters) is not None:
+            taken += 1
+        _count(counters, limit, place, sums[seen])
+        if breach((limit,), counters) is not None:
             return float(place)
     return math.inf
 
 
-def _set_requests(sums: Tally, number: int) -> None:
-    sums.requests = number
+def _may_eject(
+    limit: Limit,
+    sums: Floats,
+    looks: npt.NDArray[np.int64],
+    places: npt.NDArray[np.int64],
+    restarts: npt.NDArray[np.int64],
+    known: npt.NDArray[np.int64],
+) -> npt.NDArray[np.bool_]:
+    """At which looks a window may reject on its own: as the weights add up to 1, no others find anything together."""
+    found = np.zeros(looks.size, dtype=bool)
+    begun, begins = np.r_[0, known], np.r_[0, restarts]
+    for side in (1, -1) if limit.signal == "difference" else (1,):
+        excess = side * sums[:, 1] - limit.bound * sums[:, 0]
+        over = excess[looks, None] - excess[begun] >= rules.slack(limit, limit.alpha)
+        look, begin = np.nonzero(over & (begins < places[:, None]))
+        n, total, squares = (sums[looks[look], :3] - sums[begun[begin], :3]).T
+        lowest = sums[looks[look], 3] if side > 0 else -sums[looks[look], 4]
+        halved = math.log(2) if limit.signal == "difference" else 0.0
+        logs = rules.best_logs(n, side * total, squares, lowest, limit) - halved
+        found[look[logs >= -math.log(limit.alpha) - _ROOM]] = True
+    return found
+
+
+def _count(counters: Counters, limit: Limit, requests: int, sums: Floats) -> None:
+    n, total, squares, smallest, largest = sums.tolist()
+    for stream in (counters.all, counters.served):
+        stream.sums.requests = requests
+        if limit.by == "request" and limit.signal == "errors":
+            stream.sums.errors = int(total)
+            continue
+        values = Sums(n=int(n), total=total, squares=squares, smallest=smallest, largest=largest)
+        if limit.by == "request":
+            stream.sums.difference = values
+        else:
+            stream.sums.units[limit.name] = values
 
 
 def observations(limit: Limit, traffic: Traffic) -> tuple[npt.NDArray[np.int64], Floats]:
@@ -222,7 +249,7 @@ def false_alarms(stream: Stream, unit: Unit, *, rollouts: int, requests: int, ra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rollouts", type=int, default=200)
+    parser.add_argument("--rollouts", type=int, default=1000, help="of each cell")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=500.0)
     parser.add_argument("--seed", type=int, default=7)

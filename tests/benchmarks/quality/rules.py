@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -68,9 +68,22 @@ class Rollouts:
         return np.where(found, self.n[alarms.argmax(axis=1)] * self.per, np.inf)
 
 
-def log_e_values(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> Floats:
-    """``mean_log_e_value`` of many sums, all above the limit's bound."""
-    least, greatest = guards._ends(limit) or (-math.inf, math.inf)
+class _Points(NamedTuple):
+    """What a lower bound of the wealth knows of sums: ``high`` observations of ``up`` above the bound among ``low``
+    ones of ``down`` below it, in units of the bound's place in the range."""
+
+    high: Floats
+    up: Floats
+    low: Floats
+    down: Floats
+
+    def logs(self, bet: float | Floats) -> Floats:
+        found: Floats = self.high * np.log1p(bet * self.up) + self.low * np.log1p(-bet * self.down)
+        return found
+
+
+def _points(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> _Points:
+    least, _ = guards._ends(limit) or (-math.inf, math.inf)
     scale = limit.bound - least
     start = np.maximum(least, np.minimum(smallest, total / n))
     summed = np.maximum(0.0, total - n * start)
@@ -78,15 +91,33 @@ def log_e_values(n: Floats, total: Floats, squares: Floats, smallest: Floats, li
     some = (summed > 0) & (squared > 0)
     high = np.divide(summed * summed, squared, out=np.zeros_like(n), where=some)
     size = np.divide(squared, summed * scale, out=np.zeros_like(n), where=some)
-    low, lowest = np.maximum(0.0, n - high), (start - least) / scale
-    logs = np.stack(
-        [
-            high * np.log1p(bet * (lowest + size - 1)) + low * np.log1p(bet * (lowest - 1)) + weight
-            for bet, weight in sequential._bets(scale / (greatest - least))
-        ]
-    )
+    lowest = (start - least) / scale
+    return _Points(high, lowest + size - 1, np.maximum(0.0, n - high), 1 - lowest)
+
+
+def _bets(limit: Limit) -> tuple[tuple[float, float], ...]:
+    least, greatest = guards._ends(limit) or (-math.inf, math.inf)
+    return sequential._bets((limit.bound - least) / (greatest - least))
+
+
+def log_e_values(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> Floats:
+    """``mean_log_e_value`` of many sums, all above the limit's bound."""
+    points = _points(n, total, squares, smallest, limit)
+    logs = np.stack([points.logs(bet) + weight for bet, weight in _bets(limit)])
     top = logs.max(axis=0)
-    return top + np.log(np.exp(logs - top).sum(axis=0))
+    found: Floats = top + np.log(np.exp(logs - top).sum(axis=0))
+    return found
+
+
+def best_logs(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> Floats:
+    """What :func:`log_e_values` surely does not exceed, at a tenth of its cost: the log of the best bet in their range,
+    which is found in closed form because the log is concave in the bet."""
+    points = _points(n, total, squares, smallest, limit)
+    high, up, low, down = points
+    bets = [bet for bet, _ in _bets(limit)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        best = np.where(down > 0, (high * up - low * down) / (up * down * n), np.inf)
+    return points.logs(np.clip(np.where(up > 0, best, 0.0), min(bets), max(bets)))
 
 
 def exceeds(
@@ -183,12 +214,16 @@ def _least_excess(limit: Limit, n: Floats, alphas: Floats) -> Floats:
     """Under which excess sums of ``n`` observations surely do not reject at ``alphas``, with room for rounding."""
     if limit.signal in COUNTS:
         return critical_hits(limit, n, alphas) - limit.bound * n - _ROOM
-    # The log of a bet's wealth is at most the bet times the excess, in units of the bound's place in the range.
-    least, greatest = guards._ends(limit) or (-math.inf, math.inf)
-    scale = limit.bound - least
-    largest = max(bet for bet, _ in sequential._bets(scale / (greatest - least)))
+    return slack(limit, alphas)
+
+
+def slack(limit: Limit, alpha: float | Floats) -> Floats:
+    """Under which excess no sums at all reject at ``alpha``: the log of a bet's wealth is at most the bet times the
+    excess, in units of the bound's place in the range."""
+    least, _ = guards._ends(limit) or (-math.inf, math.inf)
     two_sided = math.log(2) if limit.signal == "difference" else 0.0
-    return (two_sided - np.log(alphas)) * scale / largest - _ROOM
+    largest = max(bet for bet, _ in _bets(limit))
+    return (two_sided - np.log(alpha)) * (limit.bound - least) / largest - _ROOM
 
 
 @functools.lru_cache(maxsize=20_000)
