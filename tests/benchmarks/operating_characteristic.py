@@ -112,14 +112,16 @@ def release_of(spec: ModelSpec, candidate: Candidate, rate: int) -> Ended:
             for role, n in asked.items():
                 tally = candidate.asked(n) if n else Tally()
                 counters.include(role, tally)
-                of_step[role], total[role] = of_step[role] + tally, total[role] + tally
+                of_step[role].include(tally)
+                total[role].include(tally)
             counters.restart_if_due()
             requests = counters.all.sums.requests
             if breach(limits, counters):
                 return Ended("breach", requests)
             elapsed = timedelta(minutes=minute)
-            # Before its deadline a step ends only by a breach, or with limits that let it pass.
-            if elapsed < step.bake or (elapsed < step.deadline and not may_pass(limits, counters)):
+            # Before its deadline a step ends only by a breach, or with enough requests and limits that let it pass.
+            enough = step.role == "warm_up" or of_step[step.role].requests >= step.min_requests
+            if elapsed < step.bake or (elapsed < step.deadline and not (enough and may_pass(limits, counters))):
                 continue
             action = _decided(spec, step, counters, total, of_step, minute).action
             if action == "roll_back":
