@@ -45,7 +45,7 @@ bench: $(READY)  ## the gateway's requests a second, what Airflow adds to a trai
 	$(BIN)/python tests/benchmarks/train_overhead.py
 	$(BIN)/python tests/benchmarks/guard_cost.py
 
-bench-decisions: $(READY)  ## every table about decisions: guards, releases, small samples, replay; ARGS go to the first
+bench-decisions: $(READY)  ## every table about decisions: guards, units, releases, small samples, replay; ARGS go to the first
 	$(BIN)/python tests/benchmarks/decision_quality.py $(ARGS)
 	$(BIN)/python -m tests.benchmarks.quality.dependence
 	$(BIN)/python tests/benchmarks/operating_characteristic.py

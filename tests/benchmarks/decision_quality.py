@@ -9,7 +9,11 @@ Every cell simulates that many rollouts of 100,000 requests from its own stated 
        expected sample number of the SPRT that knows the bound and the candidate, and that SPRT run on such candidates;
     3. the same bad candidates judged by the guard and the references with looks every 100 requests;
     4. a candidate that is good for 20,000 requests and bad from then on;
-    5. what it comes to.
+    5. what it comes to;
+    6. what fresh steps, restarts and scopes cost where a candidate is bad from its first request on, beside the same
+       guard with all of its alpha on the whole release (at most 2,000 rollouts);
+    7. how soon means are found out by the former lower bound of the wealth, by the present one and by the wealth
+       itself (at most 1,000 rollouts).
 
 The guards are the shipped ones (core/guards.py), in a twin that judges many rollouts at once (quality/rules.py). The
 references: a z-test at 5 % repeated at every look; a test planned for a fixed horizon at the same budget, with 80 %
@@ -31,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins")]
 
-from tests.benchmarks.quality import report, rules, simulate, worlds  # noqa: E402
+from tests.benchmarks.quality import prices, report, rules, simulate, worlds  # noqa: E402
 
 RATES = (50, 500, 5000)
 SEED = 31_000
@@ -146,6 +150,28 @@ def turning(watches: tuple[worlds.Watch, ...], rollouts: int, seeds: _Seeds) -> 
     return cells
 
 
+def readiness(watches: tuple[worlds.Watch, ...], rollouts: int, seeds: _Seeds) -> list[dict[str, Any]]:
+    cells = []
+    for watch in watches:
+        for case in watch.cases:
+            if case.bad and not watch.limit.late:
+                seed = seeds()
+                found = prices.readiness(watch, case, rollouts=rollouts, seed=seed)
+                cells.append(_cell(watch.name, case.name, seed, rollouts, **found))
+                _say(cells[-1])
+    return cells
+
+
+def forms(rollouts: int, seeds: _Seeds) -> list[dict[str, Any]]:
+    cells = []
+    for name, case, limit in prices.shifts_and_losses():
+        seed = seeds()
+        found = prices.forms(limit, case.stream, rollouts=rollouts, seed=seed)
+        cells.append(_cell(name, case.name, seed, rollouts, **found))
+        _say(cells[-1])
+    return cells
+
+
 def _cell(guard: str, case: str, seed: int, rollouts: int, **found: Any) -> dict[str, Any]:
     return {"guard": guard, "case": case, "seed": seed, "rollouts": rollouts, **found}
 
@@ -162,6 +188,8 @@ def measure(rollouts: int) -> dict[str, Any]:
         "detection": detection(watches, rollouts, seeds),
         "references": references(watches, rollouts, seeds),
         "turning": turning(watches, rollouts, seeds),
+        "readiness": readiness(watches, min(rollouts, 2000), seeds),
+        "forms": forms(min(rollouts, 1000), seeds),
     }
     return {"rollouts": rollouts, "budget": worlds.BUDGET, "seconds": time.monotonic() - start, **found}
 

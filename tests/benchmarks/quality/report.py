@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def tables(found: dict[str, Any]) -> str:
             _references(found),
             _turning(found),
             _summary(found),
+            _readiness(found),
+            _forms(found),
         )
     )
 
@@ -134,6 +137,30 @@ def _summary(found: dict[str, Any]) -> str:
         rows.append([rule, f"{100 * false:.2f} %", holds(found, rule), f"{100 * missed:.1f} %", blind])
     head = ("rule", "worst false rollbacks (upper 95 %)", f"holds {100 * budget:g} %", "worst share never found")
     return _table((*head, "blind spot"), rows)
+
+
+def _readiness(found: dict[str, Any]) -> str:
+    rows, slower = [], []
+    for cell in found["readiness"]:
+        ready, plain = cell["ready"], cell["plain"]
+        if ready["median"] is not None and plain["median"] is not None:
+            slower.append(ready["median"] / plain["median"])
+        requests = [_requests(part[key]) for key in ("median", "p90") for part in (ready, plain)]
+        ratios = [_ratio(ready[key], plain[key]) for key in ("median", "p90")]
+        rows.append([cell["guard"], cell["case"], str(cell["looks"]), *requests, *ratios])
+    rows.append(["median of all", *[""] * 6, f"{statistics.median(slower):.2f}", ""])
+    head = ("guard", "candidate", "a look each", "median", "release alone", "p90", "release alone")
+    return _table((*head, "median, ratio", "p90, ratio"), rows)
+
+
+def _forms(found: dict[str, Any]) -> str:
+    rows = []
+    for cell in found["forms"]:
+        former, present, exact = (cell[name]["median"] for name in ("former", "present", "exact"))
+        requests = [_requests(value) for value in (former, present, exact)]
+        rows.append([cell["guard"], cell["case"], *requests, _ratio(present, former), _ratio(present, exact)])
+    head = ("guard", "candidate", "former bound and bets", "present", "exact wealth of the present bets")
+    return _table((*head, "present / former", "present / exact"), rows)
 
 
 def plots(found: dict[str, Any], folder: Path) -> list[Path]:

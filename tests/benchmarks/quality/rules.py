@@ -31,6 +31,9 @@ BAD_WINDOWS = 5
 Z_ALPHA = 0.05
 _ROOM = 1e-6
 
+Bets = tuple[tuple[float, float], ...]
+"""Shares of the wealth that are staked, each with the log of its weight."""
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -83,7 +86,7 @@ class _Points(NamedTuple):
 
 
 def _points(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> _Points:
-    least, _ = guards._ends(limit) or (-math.inf, math.inf)
+    least, _ = ends(limit)
     scale = limit.bound - least
     start = np.maximum(least, np.minimum(smallest, total / n))
     summed = np.maximum(0.0, total - n * start)
@@ -95,15 +98,23 @@ def _points(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: 
     return _Points(high, lowest + size - 1, np.maximum(0.0, n - high), 1 - lowest)
 
 
-def _bets(limit: Limit) -> tuple[tuple[float, float], ...]:
-    least, greatest = guards._ends(limit) or (-math.inf, math.inf)
+def ends(limit: Limit) -> tuple[float, float]:
+    """The range of one observation."""
+    return guards._ends(limit) or (-math.inf, math.inf)
+
+
+def bets(limit: Limit) -> Bets:
+    """The bets that the guard mixes."""
+    least, greatest = ends(limit)
     return sequential._bets((limit.bound - least) / (greatest - least))
 
 
-def log_e_values(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit) -> Floats:
-    """``mean_log_e_value`` of many sums, all above the limit's bound."""
+def log_e_values(
+    n: Floats, total: Floats, squares: Floats, smallest: Floats, limit: Limit, mixed: Bets | None = None
+) -> Floats:
+    """``mean_log_e_value`` of many sums, all above the limit's bound, also of other bets than the guard's."""
     points = _points(n, total, squares, smallest, limit)
-    logs = np.stack([points.logs(bet) + weight for bet, weight in _bets(limit)])
+    logs = np.stack([points.logs(bet) + weight for bet, weight in mixed or bets(limit)])
     top = logs.max(axis=0)
     found: Floats = top + np.log(np.exp(logs - top).sum(axis=0))
     return found
@@ -114,10 +125,10 @@ def best_logs(n: Floats, total: Floats, squares: Floats, smallest: Floats, limit
     which is found in closed form because the log is concave in the bet."""
     points = _points(n, total, squares, smallest, limit)
     high, up, low, down = points
-    bets = [bet for bet, _ in _bets(limit)]
+    able = [bet for bet, _ in bets(limit)]
     with np.errstate(divide="ignore", invalid="ignore"):
         best = np.where(down > 0, (high * up - low * down) / (up * down * n), np.inf)
-    return points.logs(np.clip(np.where(up > 0, best, 0.0), min(bets), max(bets)))
+    return points.logs(np.clip(np.where(up > 0, best, 0.0), min(able), max(able)))
 
 
 def exceeds(
@@ -220,9 +231,9 @@ def _least_excess(limit: Limit, n: Floats, alphas: Floats) -> Floats:
 def slack(limit: Limit, alpha: float | Floats) -> Floats:
     """Under which excess no sums at all reject at ``alpha``: the log of a bet's wealth is at most the bet times the
     excess, in units of the bound's place in the range."""
-    least, _ = guards._ends(limit) or (-math.inf, math.inf)
+    least, _ = ends(limit)
     two_sided = math.log(2) if limit.signal == "difference" else 0.0
-    largest = max(bet for bet, _ in _bets(limit))
+    largest = max(bet for bet, _ in bets(limit))
     return (two_sided - np.log(alpha)) * (limit.bound - least) / largest - _ROOM
 
 
