@@ -17,7 +17,7 @@ from airlock.core.guard_words import Seen
 from airlock.core.guards import breach
 from airlock.core.route import Limit
 from airlock.core.tally import Sums, Tally
-from tests.benchmarks.quality import report, rules, simulate, worlds
+from tests.benchmarks.quality import prices, report, rules, simulate, worlds
 
 WATCHES = {watch.name: watch for watch in worlds.watches()}
 
@@ -44,6 +44,28 @@ def test_the_twin_is_the_shipped_guard(name: str) -> None:
     shipped = [guards._exceeds(limit, Seen(int(a), *b), alpha) for a, *b in zip(n, *sums, strict=True)]
     assert list(twin) == shipped
     assert 0.05 < np.mean(shipped) < 0.95
+
+
+@pytest.mark.parametrize("name", ["error rate", "prediction shift", "paired loss (Brier)"])
+def test_what_leaves_looks_out_never_leaves_out_too_much(name: str) -> None:
+    """The best bet holds at least what the mixture holds, and so does the excess allow: 3,000 random sums; seed 44."""
+    limit, alpha = WATCHES[name].limit, 0.005
+    n, total, squares, smallest, largest = sums_of(limit, np.random.default_rng(44), 3000)
+    over = total > limit.bound * n
+    sums = [part[over] for part in (n, total, squares, smallest)]
+    mixed, best = rules.log_e_values(*sums, limit), rules.best_logs(*sums, limit)
+    assert (mixed <= best + 1e-9 * (1 + abs(best))).all()
+    excess = (np.abs(total) if limit.signal == "difference" else total) - limit.bound * n
+    found = rules.exceeds(n, total, squares, smallest, largest, limit, alpha)
+    assert found.any()
+    assert (excess[found] >= rules.slack(limit, alpha)).all()
+
+
+def test_the_present_bound_lies_between_the_former_one_and_the_wealth_itself() -> None:
+    """A shift of 0.05, 30 rollouts, seed 45."""
+    watch = WATCHES["prediction shift"]
+    found = prices.forms(watch.limit, watch.cases[-1].stream, rollouts=30, seed=45)
+    assert found["exact"]["median"] <= found["present"]["median"] < 0.85 * found["former"]["median"]
 
 
 @pytest.mark.parametrize("name", ["error rate", "latency p99"])

@@ -10,7 +10,8 @@ from tests.benchmarks import operating_characteristic as oc
 
 
 @pytest.mark.parametrize(
-    ("guard", "truth", "promoted"), [("errors", 0.2, 4), ("errors", 2.0, 0), ("shift", 0.4, 4), ("shift", 2.0, 0)]
+    ("guard", "truth", "promoted"),
+    [("errors", 0.2, 4), ("errors", 2.0, 0), ("shift", 0.4, 4), ("shift", 2.0, 0), ("served", 3.0, 0)],
 )
 def test_what_becomes_of_four_releases(guard: str, truth: float, promoted: int) -> None:
     """Seed 77; 50 requests a minute, in each of five steps for ten minutes and the last one for its 800 requests."""
