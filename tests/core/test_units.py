@@ -116,6 +116,14 @@ class TestKeys:
         assert (of(counters, shift).n, of(counters, shift).total) == (1, 0.5)
         assert of(counters, BY_KEY).n == 1
 
+    @pytest.mark.parametrize("by", ["minute", "key"])
+    def test_who_was_seen_is_kept_only_where_a_limit_asks_for_it(self, by: str) -> None:
+        (shift,) = limits({"kind": "prediction_shift", "max_mean": 0.05, "by": by})
+        _, units = counting(BY_MINUTE, shift)
+        units.answered("served", "ann", 1.0, failed=False, at=0.0)
+        units.compared("ann", [0.25], 0, at=0.0)
+        assert list(units.state().keys) == (["all compared"] if by == "key" else [])
+
 
 class TestMinutes:
     def test_a_minute_is_the_mean_of_its_requests(self) -> None:

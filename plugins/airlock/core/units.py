@@ -70,6 +70,9 @@ class Units:
         own = [limit for limit in limits if limit.by != "request"]
         self._answered = tuple(limit for limit in own if limit.signal in COUNTS)
         self._compared = tuple(limit for limit in own if limit.signal not in COUNTS)
+        self._answered_by_key, self._compared_by_key = (
+            any(limit.by == "key" for limit in part) for part in (self._answered, self._compared)
+        )
         self._salt = salt.encode()[:64]
         self._counters = counters
         self._keys = {name: bytearray(base64.b64decode(bits)) for name, bits in state.keys.items()}
@@ -92,9 +95,9 @@ class Units:
         if not self._answered:
             return
         self.until(at)
-        slot = self._slot(key)
+        slot = self._slot(key) if self._answered_by_key else None
         for scope in _OF_ROLE[role]:
-            first = self._first(f"{scope} answered", slot)
+            first = self._answered_by_key and self._first(f"{scope} answered", slot)
             for limit in self._answered:
                 hit = latency_ms > (limit.over_ms or 0.0) if limit.signal == "slow" else failed
                 self._add(limit, scope, float(hit), first=first)
@@ -104,7 +107,7 @@ class Units:
         if not self._compared:
             return
         self.until(at)
-        first = self._first("all compared", self._slot(key))
+        first = self._compared_by_key and self._first("all compared", self._slot(key))
         rows = len(differences)
         for limit in self._compared:
             if limit.signal == "flips":
