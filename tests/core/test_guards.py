@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge, limits_of, slow_limits
-from airlock.core.limits import LABEL_BATCH, answers_apart, guarded, unbounded
+from airlock.core.limits import LABEL_BATCH, answers_apart, guarded
 from airlock.core.route import Limit
 from airlock.core.sequential import ASYMPTOTIC_MINIMUM, mean_log_e_value, rate_log_e_value
 from airlock.core.spec import ErrorRateGuard, ModelSpec
@@ -205,19 +205,6 @@ class TestLimits:
     def test_a_range_that_cannot_be_is_refused(self, guard: dict[str, Any], task: str, message: str) -> None:
         with pytest.raises(ValidationError, match=message):
             spec_of(guard, task=task)
-
-    def test_what_nothing_bounds_is_warned_of(self) -> None:
-        loss = {"kind": "paired_loss", "metric": "squared_error", "margin": 1}
-        rmse = {"kind": "label_metric", "metric": "rmse", "margin": 1}
-        found = unbounded(spec_of(ERRORS, SHIFT, loss, rmse, task="regression"))
-        assert [warning.split(":")[0] for warning in found] == [
-            "prediction_shift",
-            "prediction_disagreement",
-            "paired_loss_squared_error",
-        ]
-        assert "give it a range" in found[0]
-        assert unbounded(spec_of(*LIVE, PAIRED, AUC, REVENUE)) == ()
-        assert unbounded(spec_of({**SHIFT, "range": [0, 400]}, task="regression")) == ()
 
     def test_differences_of_a_regression_have_no_known_range(self) -> None:
         assert [limit.reach for limit in limits(SHIFT, task="regression")] == [None, None]

@@ -25,7 +25,7 @@ def lint(
     A warning tells of what can be used and promises less than it seems to.
     """
     from airlock.core.errors import NotFound, SpecError
-    from airlock.core.limits import unbounded
+    from airlock.core.guard_warnings import warnings as warnings_of
     from airlock.specs import load_spec, spec_files
 
     with reported():
@@ -41,7 +41,7 @@ def lint(
             except SpecError as error:
                 errors[str(path)] = str(error)
             else:
-                if warned := list(unbounded(spec)):
+                if warned := list(warnings_of(spec)):
                     warnings[str(path)] = warned
         if as_json:
             checked = [str(path) for path in found]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -187,6 +189,22 @@ LATE_GUARDS = (PairedLossGuard, LabelMetricGuard, BusinessMetricGuard)
 """Guards whose evidence comes after the answer."""
 _CLASSIFICATION_LOSSES = frozenset({"brier", "log_loss", "zero_one", "roc_auc", "accuracy"})
 _REGRESSION_LOSSES = frozenset({"absolute_error", "squared_error", "mae", "rmse"})
+
+
+def unlike_ranges(guards: Sequence[Guard]) -> tuple[int, str] | None:
+    """The place of a prediction_shift guard whose range is not that of the one before it, and what to do about it.
+
+    The gateway keeps one sum of the differences for all of them, in which none is larger than the range allows.
+    """
+    shifts = [(index, guard) for index, guard in enumerate(guards) if isinstance(guard, PredictionShiftGuard)]
+    for (first, one), (second, other) in pairwise(shifts):
+        if one.range != other.range:
+            said = " and ".join(
+                f"guards.{index} has {'no range' if guard.range is None else f'range {list(guard.range)}'}"
+                for index, guard in ((first, one), (second, other))
+            )
+            return second, f"the prediction_shift guards of a spec share one range, but {said}: give both the wider one"
+    return None
 
 
 def misfit(guard: Guard, task: Task) -> str | None:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from airlock.core.route import Limit
-from airlock.core.sequential import ASYMPTOTIC_MINIMUM
 from airlock.core.spec import (
     BusinessMetricGuard,
     DisagreementGuard,
@@ -81,27 +80,6 @@ def answers_apart(limits: Iterable[Limit]) -> float:
     widths = {"difference": 0.5, "absolute": 1.0}
     apart = (widths[limit.signal] * limit.reach for limit in limits if limit.signal in widths and limit.reach)
     return min(apart, default=math.inf)
-
-
-def unbounded(spec: ModelSpec) -> tuple[str, ...]:
-    """What to warn of: limits on single observations that nothing bounds, in words."""
-    warnings = []
-    for guard, limit in guarded(spec):
-        if limit.signal in ("errors", "slow", "fallbacks") or limit.reach is not None or limit.batch > 1:
-            continue
-        remedy = (
-            "give it a range, within which every answer lies"
-            if isinstance(guard, PredictionShiftGuard)
-            else "brier and zero_one are bounded"
-            if spec.task is Task.CLASSIFICATION
-            else "keep an eye on its far outliers"
-        )
-        warnings.append(
-            f"{limit.name}: nothing bounds one observation, so that it is judged asymptotically and from "
-            f"{max(limit.minimum, ASYMPTOTIC_MINIMUM):,} on; rare values far on the good side may then take back good "
-            f"versions more often than false_rollback_budget says: {remedy}"
-        )
-    return tuple(warnings)
 
 
 def _limiting(fields: dict[str, Any]) -> float:

@@ -51,6 +51,7 @@ from airlock.core.guard_policies import (
     PairedLossGuard,
     PredictionShiftGuard,
     misfit,
+    unlike_ranges,
 )
 from airlock.core.policy import (
     METRICS,
@@ -362,6 +363,8 @@ class ModelSpec(Policy):
         for index, guard in enumerate(self.guards):
             if reason := misfit(guard, self.task):
                 raise refused(f"guards.{index}", reason)
+        if unlike := unlike_ranges(self.guards):
+            raise refused(f"guards.{unlike[0]}", unlike[1])
         return self
 
     @property
