@@ -19,7 +19,8 @@ from airlock.core.route import place
 from airlock.core.tally import Tally
 from airlock.settings import Settings
 from airlock.steps import evidence, labels, outcomes
-from airlock.steps.replay import Labels, recorded
+from airlock.steps.replay import recorded
+from airlock.steps.replay_labels import Due, Labels
 from airlock.steps.simulation import START, Simulation, simulated, truth
 from tests.steps.test_evidence import GUARDS, LABEL
 from tests.support.release_log import RELEASE, Memory, entry, write_part
@@ -99,6 +100,8 @@ def test_observations_add_up_to_the_evidence_of_the_release(here: Settings) -> N
         gathered.late.due,
         gathered.late.labelled,
     )
+    assert late.of_pairs == gathered.late.of_pairs
+    assert late.of_pairs["paired_loss_brier"][0] <= late.due
     for name, sums in gathered.late.observations.items():
         assert late.observations[name].model_dump() == pytest.approx(sums.model_dump()), name
     assert gathered.late.observations["label_roc_auc"].n >= 1
@@ -275,5 +278,5 @@ def test_policies_tell_good_from_bad(simulation: Simulation) -> None:
 
 def test_no_label_is_due_for_an_answer_without_a_key() -> None:
     asked, keyed, come = np.arange(3.0), np.array([True, False, True]), np.array([5.0, np.inf, np.inf])
-    late = Labels(START, asked, keyed, come, 10.0, {}).by(20.0)
+    late = Labels(START, asked, Due(asked[keyed], come[keyed], 10.0), 10.0, {}).by(20.0)
     assert (late.answers, late.due, late.labelled) == (3, 2, 1)

@@ -128,21 +128,28 @@ def unwatched(limit: Limit, tally: Tally) -> str:
     )
 
 
-def come(late: LateEvidence) -> str:
-    """What share of the labels has come."""
-    if late.share is None:
+def come(late: LateEvidence, limit: str = "") -> str:
+    """What share of the labels has come: of all answers, or of those that the limit of this name is about."""
+    due, labelled = late.coverage(limit)
+    if not due:
         return f"none of the {late.answers} answers is old enough for its label to be due"
-    return f"labels have come for {late.labelled} of the {late.due} answers whose label is due ({percent(late.share)})"
+    share = percent(labelled / due)
+    if limit in late.of_pairs:
+        return f"{labelled} of the {due} answers that are due have their label and the champion's answer ({share})"
+    return f"labels have come for {labelled} of the {due} answers whose label is due ({share})"
 
 
-def provisional(limit: Limit, missing: float, worst: float | None) -> str:
+def provisional(limit: Limit, late: LateEvidence, missing: float, worst: float | None) -> str:
     """Why the labels that are missing leave a verdict open; ``worst`` is the estimate if each were as bad as can be."""
     if worst is None:
         could = "which could hide any loss, for nothing bounds what they would do to this metric"
     else:
         could = f"and were each as bad as it can be, it would be {worst:.3g} and not at most {limit.bound:g}"
+    what = "labels that are due are missing"
+    if limit.name in late.of_pairs:
+        what = "answers that are due lack their label or the champion's answer"
     return (
-        f"provisional: {percent(missing)} of the labels that are due are missing, {could}. If those that never come "
+        f"provisional: {percent(missing)} of the {what}, {could}. If those that never come "
         f"are like the rest, say so in label.max_missing, which is {limit.max_missing:g}"
     )
 

@@ -153,11 +153,13 @@ def _judge_late(limit: Limit, late: LateEvidence | None) -> Verdict:
     if late is None:
         reason = f"nothing is known of {limit.name} yet: no label or outcome has been joined to the answers"
         return _verdict(limit, Status.INCONCLUSIVE, reason, Seen(0, 0.0, 0.0), None, {"label_share": None})
-    details = {"answers": late.answers, "due": late.due, "labelled": late.labelled, "label_share": late.share}
-    come = words.come(late)
+    due, labelled = late.coverage(limit.name)
+    share = labelled / due if due else None
+    details = {"answers": late.answers, "due": due, "labelled": labelled, "label_share": share}
+    come = words.come(late, limit.name)
     sums = late.observations.get(limit.name, Sums())
     seen = Seen.of(sums)
-    if problem := _untrue(limit, seen) or _untrue_labels(late):
+    if problem := _untrue(limit, seen) or _untrue_labels(due, labelled):
         return _verdict(limit, Status.ERROR, f"{problem}; {come}", seen, None, details)
     interval = _interval(limit, seen, limit.alpha)
     said = f"{words.found(limit, None, seen, interval)}; the guard allows {words.allowed(limit)}"
@@ -179,19 +181,21 @@ def _unripe(limit: Limit, late: LateEvidence, seen: Seen, details: dict[str, Any
     Labels that come early need not be like those that come late or never. So enough answers must be mature, and what
     is missing of their labels must not be able to hide a breach: unless the owner takes so many for like the rest,
     the estimate must keep the bound with every missing observation at the worst end of its range. For a metric of
-    batches, or of observations without a range, there is no such end.
+    batches, or of observations without a range, there is no such end. Where the limit compares with the champion an
+    answer that has its label and not the champion's answer beside it is missing as well.
     """
-    if late.due < limit.min_answers:
-        return f"{late.due} of the {limit.min_answers} answers needed are old enough for their labels to be due"
-    if limit.max_missing is None or late.share is None:
+    due, labelled = late.coverage(limit.name)
+    if due < limit.min_answers:
+        return f"{due} of the {limit.min_answers} answers needed are old enough for their labels to be due"
+    if limit.max_missing is None or not due:
         return None
-    missing = 1 - late.share
+    share, missing = labelled / due, (due - labelled) / due
     ends = _ends(limit) if limit.batch == 1 else None
-    worst = late.share * seen.total / seen.n + missing * ends[1] if ends else None
+    worst = share * seen.total / seen.n + missing * ends[1] if ends else None
     details |= {"missing_share": missing, "worst_case": worst}
-    if late.due - late.labelled <= limit.max_missing * late.due or (worst is not None and worst <= limit.bound):
+    if due - labelled <= limit.max_missing * due or (worst is not None and worst <= limit.bound):
         return None
-    return words.provisional(limit, missing, worst)
+    return words.provisional(limit, late, missing, worst)
 
 
 class _Broken(NamedTuple):
@@ -332,10 +336,10 @@ def _out_of_range(limit: Limit, seen: Seen, room: float) -> str | None:
     return None
 
 
-def _untrue_labels(late: LateEvidence) -> str | None:
-    if 0 <= late.labelled <= late.due:
+def _untrue_labels(due: int, labelled: int) -> str | None:
+    if 0 <= labelled <= due:
         return None
-    return f"the counts of labels cannot be true: {late.labelled} labelled of {late.due} due"
+    return f"the counts of labels cannot be true: {labelled} labelled of {due} due"
 
 
 def _latency_details(limit: Limit, tally: Tally, champion: Tally | None) -> dict[str, Any]:

@@ -198,7 +198,9 @@ class LateEvidence(BaseModel):
     """What came in after the answers: labels and outcomes, as the control plane joined them to the log.
 
     ``observations`` has one stream for each late limit, by its name. ``due`` counts the candidate's answers that are
-    older than the model's maturity, ``labelled`` those of them whose label has come.
+    older than the model's maturity, ``labelled`` those of them whose label has come. ``of_pairs`` holds both numbers,
+    by limit, for those limits that compare with the champion: of the answers that the champion should have given too,
+    and of these such as have their label and the champion's answer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -207,7 +209,12 @@ class LateEvidence(BaseModel):
     answers: int = 0
     due: int = 0
     labelled: int = 0
+    of_pairs: dict[str, tuple[int, int]] = {}
     observations: dict[str, Sums] = {}
+
+    def coverage(self, limit: str) -> tuple[int, int]:
+        """How many answers are due that the limit is about, and how many of these it could use."""
+        return self.of_pairs.get(limit, (self.due, self.labelled))
 
     @property
     def share(self) -> float | None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airlock.steps import evidence_state
-from airlock.steps.evidence_state import MOST_EARLY, Floats, Ints, State, Stream
+from airlock.steps.evidence_state import MOST_EARLY, MOST_USED, Floats, Ints, State, Stream
 from airlock.steps.hash_join import Hashes, Places, meet
 from airlock.steps.log_rows import NO_KEY, Answers, Asked, chosen, select
 
@@ -43,13 +43,15 @@ class Values(NamedTuple):
 class Matched(NamedTuple):
     """Answers that were joined to what became of them, in the order in which that became known; each key once.
 
-    ``answered_us`` holds the event times of all answers that wait no longer, of those to one key every one.
+    ``settled_us`` holds the event times of all answers that wait no longer, of those to one key every one, and
+    ``pairs_us`` those of them that the champion gave as well.
     """
 
     values: Floats
     ours: Floats
     theirs: Floats
-    answered_us: Ints
+    settled_us: Ints
+    pairs_us: Ints
 
 
 def served(asked: Asked) -> Answers:
@@ -57,7 +59,8 @@ def served(asked: Asked) -> Answers:
     half = asked.half
     chosen = half.only(half.served & ~np.isnan(half.score) & ~half.stood_in & ~asked.pinned)
     nobody = np.full(chosen.score.size, np.nan)
-    return Answers(chosen.key, chosen.asked_us, chosen.event_us, chosen.ours.astype(np.float64), nobody)
+    alone = np.zeros(chosen.score.size, bool)
+    return Answers(chosen.key, chosen.asked_us, chosen.event_us, chosen.ours.astype(np.float64), nobody, alone)
 
 
 def match(
@@ -72,11 +75,15 @@ def match(
     """Join answers that wait to what became of them by ``until_us``, and keep what goes on waiting.
 
     Which answers are observed is settled before any of their values is used (see ``Stream``). One that has waited
-    for ``patience_us`` since its event may have to make room: then its value stays missing.
+    for ``patience_us`` since its event may have to make room: then its value stays missing. What became of a key is
+    used once: it settles the answers to that key that come later, and what is delivered for it later is not used.
     """
     kind = state.streams.setdefault(stream, Stream())
     waiting, early = state.table(f"waiting {stream}"), state.table(f"early {stream}")
+    (known,) = state.table(f"used {stream}") or [np.empty(0, np.uint64)]
     fresh = fresh.only(fresh.key != NO_KEY)
+    is_again = np.isin(fresh.key, known)
+    again, fresh = fresh.only(is_again), fresh.only(~is_again)
     is_fresh = np.ones(fresh.key.size, bool)
     answers = fresh
     if waiting:
@@ -84,6 +91,7 @@ def match(
         is_fresh = np.arange(answers.key.size) < fresh.key.size
     values = _read(connection, stream, files)
     values = values.then(Values(*early)) if early else values
+    values = values.only(~np.isin(values.key, known))
     held = values.known >= until_us
     later, values = values.only(held), values.only(~held)
     chosen, of_chosen, gone, used = _join(answers, values)
@@ -94,11 +102,16 @@ def match(
     observed = np.ones(answers.key.size, bool)
     if is_fresh.any():
         kind.fit(int(np.count_nonzero(waits & ~is_fresh)), answers.key[waits & is_fresh])
+    state.put(f"used {stream}", [np.concatenate([known, answers.key[chosen]])[-MOST_USED:]])
     if kind.halvings:
         observed = ~is_fresh | (answers.key < kind.below)
+        is_observed = again.key < kind.below
         if stream == LABEL:
             # What is not observed is neither due nor labelled, so that their ratio stays that of a fair sample.
-            state.maturing.count(answers.event_us[~observed], -1, 0)
+            left_out = answers.only(~observed).then(again.only(~is_observed))
+            state.maturing.count(left_out.event_us, -1, 0)
+            state.pairs.count(left_out.event_us[left_out.pairable], -1, 0)
+        again = again.only(is_observed)
         # The share for those whose value came before them may have risen by the next looks.
         spare = spare.only(spare.key < min(_ALL, kind.below << 2))
         of_chosen, chosen = of_chosen[observed[chosen]], chosen[observed[chosen]]
@@ -112,7 +125,9 @@ def match(
     state.put(f"early {stream}", spare)
     order = _in_order(values.known[of_chosen], values.key[of_chosen])
     mine = answers.only(chosen[order])
-    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, answers.event_us[gone & observed])
+    settled = answers.only(gone & observed).then(again)
+    in_pairs = settled.event_us[~np.isnan(settled.theirs)]
+    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, settled.event_us, in_pairs)
 
 
 def _read(connection: duckdb.DuckDBPyConnection, stream: str, files: Sequence[str]) -> Values:

@@ -6,7 +6,10 @@ A look reads the files that have come since the look before it and keeps a state
 - A request that candidate and champion both answered is one observation of their difference.
 - A label is used once, with the first answer to its key: the candidate's, and the champion's to the same question
   where there is one, whichever of them the client got. The label of a key that is used first stays used; a correction
-  that comes later is for the next training, not for a test that has looked already.
+  that comes later is for the next training, not for a test that has looked already. It settles every answer to its
+  key, also those that are given later: they wait for no other label.
+- Where a limit compares with the champion, an answer that the champion should have given too and did not is missing,
+  label or not.
 - An outcome belongs to whoever answered the client. Answers that a pin chose, or that stood in for another version,
   are left out: the shares did not choose who gave them.
 
@@ -47,7 +50,7 @@ from airlock.steps.evidence_state import (
     unread,
 )
 from airlock.steps.log_rows import Answers
-from airlock.steps.observations import Begun, Labelled, batches, extended, outcomes, single, usable
+from airlock.steps.observations import Begun, Labelled, batches, compares, extended, outcomes, single, usable
 
 if TYPE_CHECKING:
     import duckdb
@@ -177,6 +180,7 @@ class _Look:
             first_generation=own.generation if own else self._release.generation,
             first_day=(own.written_at.astimezone(UTC) - _CLOCKS).date() if own else date.min,
             maturing=Maturing.of(self._spec.maturity),
+            pairs=Maturing.of(self._spec.maturity),
         )
 
     def _go_on(self, state: State) -> bool:
@@ -205,6 +209,7 @@ class _Look:
         for name, found in groupby(sorted(files), key=lambda file: file[0]):
             state.folders[name].read(mark for _, mark, _ in found)
         state.maturing.settle(self._until_us)
+        state.pairs.settle(self._until_us)
         return True
 
     def _take_labels(
@@ -213,7 +218,8 @@ class _Look:
         if not self._on_labels:
             return
         matched = arrivals.match(connection, state, arrivals.LABEL, answers, files, self._until_us, self._patience_us)
-        state.maturing.count(matched.answered_us, 0, 1)
+        state.maturing.count(matched.settled_us, 0, 1)
+        state.pairs.count(matched.pairs_us, 0, 1)
         rows = Labelled(matched.values, matched.ours, matched.theirs)
         for guard, limit in self._on_labels:
             mine = usable(guard, rows)
@@ -238,11 +244,13 @@ class _Look:
 
     def gathered(self, state: State) -> Gathered:
         due, labelled = state.maturing.by(self._until_us)
+        of_pairs = state.pairs.by(self._until_us)
         late = LateEvidence(
             until=self._until,
             answers=state.answers,
             due=due,
             labelled=labelled,
+            of_pairs={limit.name: of_pairs for guard, limit in self._on_labels if compares(guard)},
             observations={
                 limit.name: state.observations.get(limit.name, Sums())
                 for _, limit in (*self._on_labels, *self._on_outcomes)

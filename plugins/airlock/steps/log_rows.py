@@ -79,7 +79,8 @@ class Asked(NamedTuple):
 class Answers(NamedTuple):
     """Answers that wait for a label or an outcome: the candidate's score and the champion's (NaN: none).
 
-    Of an outcome ``ours`` is 1 for the candidate and 0 for the champion.
+    Of an outcome ``ours`` is 1 for the candidate and 0 for the champion. ``pairable``: the champion should have
+    answered too.
     """
 
     key: Hashes
@@ -87,6 +88,7 @@ class Answers(NamedTuple):
     event_us: Ints
     ours: Floats
     theirs: Floats
+    pairable: Flags
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
         return type(self)(*chosen(self, rows))
@@ -190,7 +192,9 @@ def count(asked: Asked, state: State, slow: Mapping[str, float]) -> None:
     answered = half.ours & ~failed
     state.answers += int(np.count_nonzero(answered))
     # No label can ever be joined to an answer without a key, so that none is due.
-    state.maturing.count(half.event_us[answered & (half.key != NO_KEY)], 1, 0)
+    due = answered & (half.key != NO_KEY)
+    state.maturing.count(half.event_us[due], 1, 0)
+    state.pairs.count(half.event_us[due & asked.pairable], 1, 0)
 
 
 def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:
@@ -215,13 +219,17 @@ def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:
     _keep(state, halves.only(stays), patience)
     given_up = halves.only(alone & ~stays & halves.ours)
     never = half.only(half.ours & ~asked.pairable)
-    paired = _answers(one, np.where(stood_in, np.nan, other))
-    return paired.then(*(_answers(rest, np.full(rest.score.size, np.nan)) for rest in (given_up, never)))
+    paired = _answers(one, np.where(stood_in, np.nan, other), pairable=True)
+    return paired.then(_alone(given_up, pairable=True), _alone(never, pairable=False))
 
 
-def _answers(half: Half, theirs: Floats) -> Answers:
-    answered = ~np.isnan(half.score)
-    return Answers(half.key, half.asked_us, half.event_us, half.score, theirs).only(answered)
+def _alone(half: Half, *, pairable: bool) -> Answers:
+    return _answers(half, np.full(half.score.size, np.nan), pairable=pairable)
+
+
+def _answers(half: Half, theirs: Floats, *, pairable: bool) -> Answers:
+    answered, pairs = ~np.isnan(half.score), np.full(half.score.size, pairable)
+    return Answers(half.key, half.asked_us, half.event_us, half.score, theirs, pairs).only(answered)
 
 
 def _partners(halves: Half) -> tuple[Places, Places]:

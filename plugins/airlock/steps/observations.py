@@ -64,11 +64,14 @@ def within(differences: Floats, apart: float) -> Floats:
     return np.where(np.isfinite(differences), differences.clip(-apart, apart), differences)
 
 
+def compares(guard: Guard) -> bool:
+    """Whether the guard holds each labelled answer against the champion's to the same question."""
+    return isinstance(guard, PairedLossGuard) or (isinstance(guard, LabelMetricGuard) and guard.margin is not None)
+
+
 def usable(guard: Guard, rows: Labelled) -> Labelled:
     """Those that the guard can use: a comparison needs the answers of both versions."""
-    if isinstance(guard, PairedLossGuard) or (isinstance(guard, LabelMetricGuard) and guard.margin is not None):
-        return rows.only(~np.isnan(rows.theirs))
-    return rows
+    return rows.only(~np.isnan(rows.theirs)) if compares(guard) else rows
 
 
 def single(guard: Guard, rows: Labelled, threshold: float) -> Floats:

@@ -8,7 +8,7 @@ comes with the champion's shadow answer. What stood in for a failed answer is co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,27 +17,22 @@ import pandas as pd
 
 from airlock import prediction_log
 from airlock.core.errors import NotFound
-from airlock.core.guards import guarded
 from airlock.core.release import plan
 from airlock.core.replay_traffic import Observation, Traffic
 from airlock.core.route import place
-from airlock.core.spec import BusinessMetricGuard, ModelSpec, Task
-from airlock.core.tally import LateEvidence, Tally
+from airlock.core.spec import ModelSpec, Task
+from airlock.core.tally import Tally
 from airlock.settings import Settings
-from airlock.steps import outcomes as delivered
-from airlock.steps.evidence_state import MOST_SURPLUS
-from airlock.steps.observations import Labelled, batch_ends, batches, outcomes, single, usable
-from airlock.steps.simulation import Arrivals, tally_of
+from airlock.steps.replay_labels import Labels, labels_of
+from airlock.steps.simulation import tally_of
 
 Floats = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 Roles = Literal["logged", "plan"]
 
-_FOR_EVER = datetime(2200, 1, 1, tzinfo=UTC)
 _BOTH = ("served", "shadow")
 _COLUMNS = (
-    *("at", "event_time", "key", "request_id", "row", "release", "pin", "routing_key", "version", "role", "fallback"),
-    *("error", "latency_ms", "sequence", "counted_at", "step", "timed_out", "prediction"),
+    *("at", "event_time", "key", "request_id", "row", "release", "pin", "routing_key", "version", "variant", "role"),
+    *("fallback", "error", "latency_ms", "sequence", "counted_at", "step", "timed_out", "prediction"),
 )
 
 
@@ -263,14 +258,7 @@ class _Log:
             )
 
     def _labels(self) -> Labels | None:
-        answered = self.pairs[self.pairs["score"].notna()]
-        asked_s = np.asarray((answered["at"] - self.start).dt.total_seconds(), np.float64)
-        labels = _known(self.settings, self.spec, delivered.LABEL)
-        come_s = np.nan_to_num(asked_s + _delays(self.spec, answered, labels), nan=np.inf)
-        late = _label_arrivals(self.spec, answered, labels, come_s)
-        late |= _outcome_arrivals(self.spec, self.settings, self.log, self.versions, self.start)
-        keyed = answered["key"].notna().to_numpy()
-        return Labels(self.start, asked_s, keyed, come_s, self.spec.maturity.total_seconds(), late) if late else None
+        return labels_of(self.spec, self.settings, self.log, self.pairs, self.versions, self.start)
 
 
 def _told(rows: pd.DataFrame, seconds: Floats) -> Iterator[Observation]:
@@ -298,93 +286,3 @@ class Champion:
             self._tally += tally_of(self._latency[self._counted : upto])
             self._counted = upto
         return self._tally
-
-
-class Labels:
-    """Labels and outcomes as they came. Times are seconds since the start. No label is due for an answer without a
-    key."""
-
-    def __init__(
-        self, start: datetime, asked: Floats, keyed: Flags, come: Floats, maturity: float, arrivals: dict[str, Arrivals]
-    ) -> None:
-        order = np.argsort(asked, kind="stable")
-        with_key = order[keyed[order]]
-        self._asked, self._keyed, self._come = asked[order], asked[with_key], come[with_key]
-        self._start, self._maturity, self._arrivals = start, maturity, arrivals
-
-    @property
-    def until(self) -> float:
-        last = float(self._asked[-1]) if self._asked.size else 0.0
-        return max([last + self._maturity, *(arrivals.last for arrivals in self._arrivals.values())])
-
-    def by(self, seconds: float) -> LateEvidence:
-        due = int(np.searchsorted(self._keyed, seconds - self._maturity, "right"))
-        return LateEvidence(
-            until=self._start + timedelta(seconds=seconds),
-            answers=int(np.searchsorted(self._asked, seconds, "right")),
-            due=due,
-            labelled=int(np.count_nonzero(self._come[:due] <= seconds)),
-            observations={name: arrivals.by(seconds) for name, arrivals in self._arrivals.items()},
-        )
-
-
-def _known(settings: Settings, spec: ModelSpec, name: str) -> pd.DataFrame:
-    """Every label, or outcome of that name, by its key."""
-    return delivered.read(settings, spec.model, name, _FOR_EVER).set_index("key")
-
-
-def _delays(spec: ModelSpec, rows: pd.DataFrame, known: pd.DataFrame) -> Floats:
-    """Seconds from each row's event to when its label became known; NaN: never. Labels without a time take the delay
-    that the spec says."""
-    if known.empty:
-        return np.full(len(rows), np.nan)
-    found = rows["key"].isin(known.index).to_numpy()
-    times = rows["key"].map(known["time"])
-    delays = (times - rows["event_time"].fillna(rows["at"])).dt.total_seconds().to_numpy()
-    usual = spec.label.delay.total_seconds()
-    return np.where(found, np.where(np.isnan(delays), usual, delays), np.nan)
-
-
-def _label_arrivals(spec: ModelSpec, rows: pd.DataFrame, labels: pd.DataFrame, come_s: Floats) -> dict[str, Arrivals]:
-    """Each limit on labels; a key counts with its first answer."""
-    use = np.isfinite(come_s) & ~rows["key"].duplicated().to_numpy()
-    order = np.argsort(come_s[use], kind="stable")
-    chosen, times = rows[use].iloc[order], come_s[use][order]
-    values = chosen["key"].map(labels["value"]).to_numpy(np.float64) if len(chosen) else np.empty(0)
-    ours, theirs = (chosen[name].to_numpy(np.float64) for name in ("score", "score_champion"))
-    everything = Labelled(values, ours, theirs)
-    arrivals = {}
-    for guard, limit in guarded(spec):
-        if not limit.late or isinstance(guard, BusinessMetricGuard):
-            continue
-        mine = usable(guard, everything)
-        at = usable(guard, everything._replace(labels=times)).labels
-        if limit.batch == 1:
-            arrivals[limit.name] = Arrivals(at, single(guard, mine, spec.label.threshold))
-        else:
-            ends = np.array(batch_ends(guard, limit, mine.labels), int)
-            arrivals[limit.name] = Arrivals(at[ends - 1], batches(guard, limit, mine)[0])
-    return arrivals
-
-
-def _outcome_arrivals(
-    spec: ModelSpec, settings: Settings, log: pd.DataFrame, versions: tuple[str, str], start: datetime
-) -> dict[str, Arrivals]:
-    """Each limit on outcomes, of what the two versions answered by the shares."""
-    chosen = log["version"].isin(versions) & (log["role"] == "served") & log["score"].notna()
-    rows = log[chosen & log["fallback"].isna() & log["pin"].isna()].sort_values("at")
-    asked_s = (rows["at"] - start).dt.total_seconds().to_numpy()
-    arrivals = {}
-    for guard, limit in guarded(spec):
-        if not isinstance(guard, BusinessMetricGuard):
-            continue
-        known = _known(settings, spec, guard.name)
-        come_s = asked_s + _delays(spec, rows, known)
-        use = np.isfinite(come_s) & ~rows["key"].duplicated().to_numpy()
-        order = np.argsort(come_s[use], kind="stable")
-        mine = rows[use].iloc[order]
-        values = mine["key"].map(known["value"]).to_numpy(np.float64) if len(mine) else np.empty(0)
-        candidate = (mine["version"] == versions[0]).to_numpy()
-        found, places, _ = outcomes(guard, values, candidate, [], MOST_SURPLUS)
-        arrivals[limit.name] = Arrivals(come_s[use][order][places], found)
-    return arrivals

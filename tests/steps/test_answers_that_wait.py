@@ -1,0 +1,154 @@
+"""Which answers a label settles: those to a key that is asked again, and those that the champion did not give too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from airlock.core.counters import Counters
+from airlock.core.guards import judge, limits_of
+from airlock.core.verdict import Status, Verdict
+from airlock.settings import Settings
+from airlock.steps import arrivals, evidence, evidence_state, labels, outcomes
+from tests.support.release_log import RELEASE, START, Memory, entry, write_part
+from tests.support.toy_model import toy_settings, toy_spec
+
+GUARDS = (
+    {"kind": "paired_loss", "metric": "brier", "margin": 0.05, "min_requests": 2},
+    {"kind": "label_metric", "metric": "accuracy", "min": 0.5, "min_requests": 2},
+    {"kind": "business_metric", "name": "revenue", "range": (0, 100), "min": 10},
+)
+SPEC = toy_spec(guards=GUARDS, label={"name": "bought", "time": "known_at", "maturity": "1h"})
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Settings:
+    return toy_settings(tmp_path)
+
+
+def after(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def look(here: Settings, store: Memory, *, until: datetime = START + timedelta(hours=3)) -> Any:
+    return evidence.late_evidence(SPEC, here, store, RELEASE, "1", until=until)
+
+
+def label(here: Settings, keys: Sequence[str], value: float = 1.0, *, known: float = 100) -> None:
+    frame = pd.DataFrame({"visit": keys, "bought": value, "known_at": pd.to_datetime([after(known)] * len(keys))})
+    labels.deliver(SPEC, here, frame)
+
+
+def answer(here: Settings, part: int, keys: Sequence[str], *, alone: Sequence[str] = (), start: int = 0) -> None:
+    """The candidate's answers, and the champion's but to what is ``alone``."""
+    rows = []
+    for number, key in enumerate(keys, start):
+        rows.append(entry(number, "2", "served", 0.9, key=key))
+        if key not in alone:
+            rows.append(entry(number, "1", "shadow", 0.9, key=key))
+    write_part(here, part, rows)
+
+
+def verdicts(late: Any) -> dict[str, Verdict]:
+    limits = [limit for limit in limits_of(SPEC) if limit.name != "business_revenue"]
+    return {verdict.name: verdict for verdict in judge(limits, Counters(), late=late)}
+
+
+def test_a_key_that_is_asked_again_after_its_label_was_used_is_settled_by_it(here: Settings) -> None:
+    store = Memory()
+    answer(here, 1, ["ann", "bob"])
+    label(here, ["ann", "bob"])
+    look(here, store, until=after(200))
+    answer(here, 2, ["ann", "bob", "ann"], start=10)
+    late = look(here, store)
+    assert (late.answers, late.due, late.labelled) == (5, 5, 5)
+    assert late.of_pairs == {"paired_loss_brier": (5, 5)}
+    assert late.observations["label_accuracy"].n == 2, "each key counts once"
+    assert {verdict.status for verdict in verdicts(late).values()} == {Status.PASS}
+    assert look(here, Memory()) == late
+
+
+def test_a_correction_is_not_used_for_a_key_that_is_asked_again(here: Settings) -> None:
+    store = Memory()
+    answer(here, 1, ["ann"])
+    label(here, ["ann"])
+    look(here, store)
+    label(here, ["ann"], 0.0, known=200)
+    look(here, store)
+    answer(here, 2, ["ann"], start=10)
+    late = look(here, store)
+    assert (late.due, late.labelled, late.observations["label_accuracy"].n) == (2, 2, 1)
+
+
+def test_an_outcome_is_used_once_too(here: Settings) -> None:
+    def paid(value: float, known: float) -> None:
+        frame = pd.DataFrame({"key": ["ann"], "name": "revenue", "value": value, "time": [pd.Timestamp(after(known))]})
+        outcomes.deliver(SPEC, here, frame)
+
+    store = Memory()
+    answer(here, 1, ["ann"])
+    paid(20, 100)
+    look(here, store)
+    paid(30, 200)
+    answer(here, 2, ["ann"], start=10)
+    assert look(here, store).observations["business_revenue"].n == 1
+
+
+def test_of_used_keys_the_newest_are_kept_and_an_older_one_s_label_is_missing(
+    here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrivals, "MOST_USED", 2)
+    store = Memory()
+    for number, key in enumerate(("ann", "bob", "cid")):
+        answer(here, number, [key], start=number)
+        label(here, [key])
+        look(here, store)
+    answer(here, 9, ["ann", "cid"], start=10)
+    late = look(here, store)
+    assert (late.due, late.labelled) == (5, 4)
+
+
+def test_where_a_sample_is_observed_keys_that_are_asked_again_are_of_it(
+    here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evidence_state, "MOST_WAITING", 100)
+    store, keys = Memory(), [f"k{number}" for number in range(1000)]
+    answer(here, 1, keys[:200])
+    label(here, keys[:200])
+    look(here, store, until=after(2000))
+    answer(here, 2, keys, start=1000)
+    look(here, store, until=after(2100))
+    label(here, keys[200:], known=3000)
+    late = look(here, store)
+    assert 200 < late.due == late.labelled < 500
+    assert late.of_pairs["paired_loss_brier"] == (late.due, late.labelled)
+
+
+def test_a_label_without_the_champion_s_answer_is_missing_where_the_two_are_compared(here: Settings) -> None:
+    store = Memory()
+    answer(here, 1, ["ann", "bob", "cid", "dan"], alone=["cid", "dan"])
+    label(here, ["ann", "bob", "cid", "dan"])
+    late = look(here, store, until=START + timedelta(hours=3))
+    assert (late.due, late.labelled) == (4, 4)
+    assert late.of_pairs == {"paired_loss_brier": (4, 2)}
+    found = verdicts(late)
+    assert found["label_accuracy"].status is Status.PASS
+    paired = found["paired_loss_brier"]
+    assert (paired.status, paired.details["missing_share"]) == (Status.INCONCLUSIVE, 0.5)
+    assert "50% of the answers that are due lack their label or the champion's answer" in paired.reason
+
+
+def test_what_the_champion_was_not_to_answer_is_no_part_of_a_comparison(here: Settings) -> None:
+    """As of a version that is provisional, whose answers since then nobody is held against."""
+    rows = [entry(number, "2", "served", 0.9, release=None, generation=9, variant="champion") for number in range(3)]
+    write_part(here, 1, rows)
+    answer(here, 2, ["ann", "bob"], start=10)
+    label(here, ["k0", "k1", "k2", "ann", "bob"])
+    late = look(here, Memory())
+    assert (late.due, late.labelled, late.of_pairs) == (5, 5, {"paired_loss_brier": (2, 2)})
+    assert verdicts(late)["paired_loss_brier"].status is Status.PASS
