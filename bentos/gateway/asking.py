@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from airlock.core.spec import Task as Kind
 from airlock.core.tally import Ejection, Role, within
+from gateway import clock
 from gateway.evidence import SERVED, SHADOW
 from gateway.metrics import Metrics
 from gateway.paths import write_durably
@@ -77,20 +78,27 @@ class Asker:
         except VersionFailed as failure:
             self._failed(asked, version, SERVED, (time.perf_counter() - started) * 1000, failure)
             raise
-        self._answered(asked, version, SERVED, answers, latency, fallback)
+        self._answered(asked, version, SERVED, answers, latency, fallback, clock.now_us())
         self.look(asked.served, version)
         return answers
 
     def _answered(
-        self, asked: Asked, version: Version, role: Role, answers: list[float], latency: float, fallback: Means | None
+        self,
+        asked: Asked,
+        version: Version,
+        role: Role,
+        answers: list[float],
+        latency: float,
+        fallback: Means | None,
+        at_us: int,
     ) -> None:
-        effect = asked.effect
+        effect, key = asked.effect, asked.origin.routing_key
         for tally in asked.served.tallies(effect, version.name, role):
             tally.answered(latency, effect.slow)
-        asked.served.answered(effect, version.name, role, asked.origin.routing_key, latency, failed=False)
+        asked.served.answered(effect, version.name, role, key, latency, failed=False, at_us=at_us)
         if version is effect.champion:
             effect.stand_ins.remember(asked.origin.rows, answers)
-        self.record(asked, version, role, answers, None, latency, fallback=fallback)
+        self.record(asked, version, role, answers, None, latency, fallback=fallback, at_us=at_us)
 
     async def _in_thread(self, asked: Asked, version: Version, timeout_ms: float | None) -> list[float]:
         loop = asyncio.get_running_loop()
@@ -114,16 +122,16 @@ class Asker:
             future.exception()  # seen: what fails after its time was counted when its time was over
 
     def _failed(self, asked: Asked, version: Version, role: Role, latency: float, failure: VersionFailed) -> None:
-        late, effect = isinstance(failure, TimedOut), asked.effect
+        late, effect, at_us = isinstance(failure, TimedOut), asked.effect, clock.now_us()
         for tally in asked.served.tallies(effect, version.name, role):
             tally.failed(latency, effect.slow, timeout=late)
             # In shadow nobody had to stand in; but somebody would have had to.
             tally.fallbacks += role == SHADOW
-        asked.served.answered(effect, version.name, role, asked.origin.routing_key, latency, failed=True)
+        asked.served.answered(effect, version.name, role, asked.origin.routing_key, latency, failed=True, at_us=at_us)
         if role == SERVED:
             outcome = "timeout" if late else "error"
             self._metrics.requests[effect.route.model, version.name, effect.variant(version), outcome] += 1
-        self.record(asked, version, role, None, str(failure), latency, timed_out=late)
+        self.record(asked, version, role, None, str(failure), latency, timed_out=late, at_us=at_us)
         self.look(asked.served, version)
 
     def record(
@@ -137,7 +145,9 @@ class Asker:
         *,
         fallback: Means | None = None,
         timed_out: bool = False,
+        at_us: int | None = None,
     ) -> None:
+        """Log it. ``at_us``: when it was counted by ``clock``, if before now."""
         effect = asked.effect
         manifest = (version or effect.champion).manifest
         decided: Sequence[float] | None = answers
@@ -148,7 +158,7 @@ class Asker:
         name, variant = (version.name, effect.variant(version)) if version else (None, None)
         step = asked.served.step_of(effect)
         facts = (asked.origin, name, variant, role, fallback, error, decided, probabilities, latency, step, timed_out)
-        self._log.add(effect.route.model, Entry(*facts))
+        self._log.add(effect.route.model, Entry(*facts), at_us)
 
     def look(self, served: Served, version: Version) -> None:
         ejection = served.must_go(version.name)
@@ -182,10 +192,11 @@ class Asker:
                 message = f"took {latency:.0f} ms of the {limit:g} ms that the route allows"
                 self._failed(asked, task.version, SHADOW, latency, TimedOut(message))
             else:
-                self._answered(asked, task.version, SHADOW, answers, latency, None)
-                self._pair(task, answers)
+                at_us = clock.now_us()
+                self._answered(asked, task.version, SHADOW, answers, latency, None, at_us)
+                self._pair(task, answers, at_us)
 
-    def _pair(self, task: Task, answers: list[float]) -> None:
+    def _pair(self, task: Task, answers: list[float], at_us: int) -> None:
         """Pair the champion's answers with the other version's, in the tally of the role that the other one had."""
         champion, other, role = task.effect.champion, task.version, SHADOW
         ours: Sequence[float] = answers
@@ -200,5 +211,5 @@ class Asker:
             flips = sum((a >= mine) is not (b >= its) for a, b in zip(ours, theirs, strict=True))
         for tally in task.served.tallies(task.effect, other.name, role):
             tally.compared(differences, flips)
-        task.served.compared(task.effect, other.name, task.origin.routing_key, differences, flips)
+        task.served.compared(task.effect, other.name, task.origin.routing_key, differences, flips, at_us=at_us)
         self.look(task.served, other)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,7 @@ from airlock.core.counters import Counters
 from airlock.core.route import Route
 from airlock.core.tally import Checkpoint, Role, Scope, Tally
 from airlock.core.units import Units, UnitsState
+from gateway import clock
 from gateway.paths import write_durably
 
 logger = logging.getLogger("airlock.gateway")
@@ -38,7 +39,7 @@ class Kept(BaseModel):
     """Evidence as it is written down. ``earlier`` holds the tallies of the release's steps before this one.
 
     ``checkpoints`` are those of the candidate's counters; a file of before there were any has none. ``units`` are what
-    it was asked by key and by minute.
+    it was asked by key and by minute. ``lost`` says why something that was counted of this release is not in it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +54,13 @@ class Kept(BaseModel):
     earlier: Tallies = {}
     checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
     units: UnitsState = UnitsState()
+    lost: str | None = None
+
+
+class Lost(NamedTuple):
+    """Why what an earlier process wrote down cannot be used."""
+
+    reason: str
 
 
 class Counted(Protocol):
@@ -71,13 +79,15 @@ class Evidence:
     ``counters`` are the candidate's: what its limits are held against after each request.
     """
 
-    def __init__(self, route: Route, kept: Kept | None = None) -> None:
+    def __init__(self, route: Route, kept: Kept | Lost | None = None) -> None:
         now = datetime.now(UTC)
-        if kept is None or (kept.model, kept.release) != (route.model, route.release):
-            kept = Kept(model=route.model, release=route.release, step=route.step, since=now)
+        lost = kept.reason if isinstance(kept, Lost) else None
+        if not isinstance(kept, Kept) or (kept.model, kept.release) != (route.model, route.release):
+            kept = Kept(model=route.model, release=route.release, step=route.step, since=now, lost=lost)
         counters = _counters(kept, route.candidate)
         self._units = Units(route.limits, counters, kept.units, salt=route.release or "")
         if kept.step != route.step:
+            self._units.end_minute()
             counters.begin_step()
             earlier = _added(kept.earlier, kept.current)
             update = {"step": route.step, "since": now, "observed_s": 0.0, "current": {}, "earlier": earlier}
@@ -92,6 +102,11 @@ class Evidence:
     def since(self) -> datetime:
         """When the step began."""
         return self._kept.since
+
+    @property
+    def lost(self) -> str | None:
+        """Why something that was counted of this release is not known any more."""
+        return self._kept.lost
 
     @property
     def observed_s(self) -> float:
@@ -118,19 +133,25 @@ class Evidence:
             sums = self.counters.tallies(role) if version == self.candidate else ()
             return self._counted_in.setdefault((version, role), (own, *sums))
 
-    def answered(self, version: str, role: Role, key: str | None, latency_ms: float, *, failed: bool) -> None:
-        """Count a request of the candidate for the limits that are by key or minute. ``key``: its routing key."""
-        if self._units.any and version == self.candidate:
-            self._units.answered(role, key, latency_ms, failed=failed, at=time.monotonic())
+    def answered(
+        self, version: str, role: Role, key: str | None, latency_ms: float, *, failed: bool, at_us: int
+    ) -> None:
+        """Count a request of the candidate for the limits that are by key or minute. ``key``: its routing key.
 
-    def compared(self, version: str, key: str | None, differences: Sequence[float], flips: int) -> None:
+        ``at_us`` is the time by ``clock`` that the log has of it, so that a replay cuts minutes where they were cut.
+        """
+        if self._units.any and version == self.candidate:
+            self._units.answered(role, key, latency_ms, failed=failed, at=at_us / 1e6)
+
+    def compared(self, version: str, key: str | None, differences: Sequence[float], flips: int, *, at_us: int) -> None:
         """The same of a request that both versions answered."""
         if self._units.any and version == self.candidate:
-            self._units.compared(key, differences, flips, at=time.monotonic())
+            self._units.compared(key, differences, flips, at=at_us / 1e6)
 
     def settle(self) -> None:
         """Count the minute that is over, if one is: nobody may be asked any more."""
-        self._units.until(time.monotonic())
+        if self._units.any:
+            self._units.until(clock.now_us() / 1e6)
 
     def seconds_since_first(self, version: str, now: datetime) -> float:
         """Since the version was first asked in this release; 0 if it was not."""
@@ -177,19 +198,22 @@ class Keeper:
                 self._failed = None
 
 
-def read_kept(path: Path, model: str) -> Kept | None:
+def read_kept(path: Path, model: str) -> Kept | Lost | None:
     """What an earlier process wrote down of a model. A file that is torn or another model's is said and left out."""
     try:
         kept = Kept.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError) as error:
-        logger.warning("%s: %s cannot be read, so counting starts anew: %s", model, path, error)
-        return None
+        return _lost(model, f"{path} cannot be read, so counting starts anew: {error}")
     if kept.model != model:
-        logger.warning("%s: %s is the evidence of %s, so counting starts anew", model, path, kept.model)
-        return None
+        return _lost(model, f"{path} is the evidence of {kept.model}, so counting starts anew")
     return kept
+
+
+def _lost(model: str, reason: str) -> Lost:
+    logger.warning("%s: %s", model, reason)
+    return Lost(reason)
 
 
 def _added(one: Tallies, other: Tallies) -> Tallies:

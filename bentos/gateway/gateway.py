@@ -189,6 +189,7 @@ class Gateway:
         if question.lost is None:
             for tally in asked.served.tallies(effect, chosen.name, SERVED):
                 tally.fallbacks += 1
+            asked.served.evidence.settle()
             self._asker.look(asked.served, chosen)
         return given
 

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gateway import clock
+
 logger = logging.getLogger("airlock.gateway")
 
 FLUSH_SECONDS = 0.9
@@ -127,10 +129,13 @@ class PredictionWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, model: str, entry: Entry) -> None:
-        """Called when the entry was counted. One that is dropped leaves a gap in the sequence."""
+    def add(self, model: str, entry: Entry, at_us: int | None = None) -> None:
+        """Called when the entry was counted, at ``at_us`` by ``clock``.
+
+        One that is dropped leaves a gap in the sequence.
+        """
         sequence, counted_us = self._last.get(model, _NONE_YET)
-        sequence, counted_us = last = sequence + 1, max(counted_us + 1, time.time_ns() // 1000)
+        sequence, counted_us = last = sequence + 1, max(counted_us + 1, clock.now_us() if at_us is None else at_us)
         self._last[model] = last
         if self.queued >= MAX_WAITING:
             self.dropped += 1

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from airlock.core.errors import AirlockError, RouteError
 from airlock.core.route import Bundle, Route, parse_route
 from airlock.core.tally import Ejection
-from gateway.evidence import Kept, read_kept
+from gateway.evidence import Kept, Lost, read_kept
 from gateway.paths import Paths, write_durably
 from gateway.serving import Served
 from gateway.versions import Version
@@ -41,7 +41,7 @@ class Loaded(NamedTuple):
     route: Route
     versions: dict[str, Version]
     ejection: Ejection | None
-    kept: Kept | None
+    kept: Kept | Lost | None
 
 
 class RouteTable:

@@ -12,7 +12,7 @@ from airlock.core.limits import answers_apart
 from airlock.core.route import Route, place
 from airlock.core.segment import met
 from airlock.core.tally import Ejection, GatewayStatus, Role, Tally
-from gateway.evidence import Evidence, Kept, Tallies
+from gateway.evidence import Evidence, Kept, Lost, Tallies
 from gateway.schema import Feeds, Schema
 from gateway.stand_ins import StandIns
 from gateway.versions import Version
@@ -106,7 +106,7 @@ class Served:
         route: Route,
         versions: Mapping[str, Version],
         ejection: Ejection | None = None,
-        kept: Kept | None = None,
+        kept: Kept | Lost | None = None,
     ) -> None:
         self.error: str | None = None
         self.ejection = _still(ejection, route)
@@ -125,16 +125,18 @@ class Served:
         return self.evidence.tallies(version, role) if effect.release == self.effect.release else ()
 
     def answered(
-        self, effect: Effect, version: str, role: Role, key: str | None, latency_ms: float, *, failed: bool
+        self, effect: Effect, version: str, role: Role, key: str | None, latency_ms: float, *, failed: bool, at_us: int
     ) -> None:
         """Count a request where a customer or a minute is the unit; nowhere once its release is over."""
         if effect.release == self.effect.release:
-            self.evidence.answered(version, role, key, latency_ms, failed=failed)
+            self.evidence.answered(version, role, key, latency_ms, failed=failed, at_us=at_us)
 
-    def compared(self, effect: Effect, version: str, key: str | None, differences: Sequence[float], flips: int) -> None:
+    def compared(
+        self, effect: Effect, version: str, key: str | None, differences: Sequence[float], flips: int, *, at_us: int
+    ) -> None:
         """The same of a request that both versions answered."""
         if effect.release == self.effect.release:
-            self.evidence.compared(version, key, differences, flips)
+            self.evidence.compared(version, key, differences, flips, at_us=at_us)
 
     def step_of(self, effect: Effect) -> str | None:
         """The step in whose counters a request that came under ``effect`` is counted now; ``None``: in no step's."""
@@ -186,6 +188,7 @@ class Served:
             checkpoints=evidence.counters.checkpoints,
             units=evidence.counters.units,
             error=self.error,
+            lost=evidence.lost,
         )
 
 

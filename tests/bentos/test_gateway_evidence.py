@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from gateway.evidence import SERVED, SHADOW, Evidence, Kept, read_kept
+from gateway.evidence import SERVED, SHADOW, Evidence, Kept, Lost, read_kept
 
 from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge
@@ -179,12 +180,39 @@ def test_without_a_file_that_can_be_read_counting_starts_anew(
     else:
         file.write_text(content)
 
+    told: list[str | None] = []
+
     async def body(gateway: Running) -> None:
-        assert (await gateway.status()).total == {}
+        status = await gateway.status()
+        assert status.total == {}
+        told.append(status.lost)
         await ask(gateway)
 
     in_gateway(tmp_path, body)
     assert ("counting starts anew" in caplog.text) is (content is not None)
+    in_gateway(tmp_path, lambda gateway: _note_lost(gateway, told))
+    assert told[0] == told[1], "it is lost for as long as the release lasts"
+    assert ("counting starts anew" in (told[0] or "")) is (content is not None)
+
+
+async def _note_lost(gateway: Running, told: list[str | None]) -> None:
+    told.append((await gateway.status()).lost)
+
+
+def test_sums_that_are_not_finite_come_back_as_they_were(tmp_path: Path, to_step: Callable[..., Route]) -> None:
+    """They are what ejected the candidate: to lose them would be to forget why."""
+    counted = Evidence(to_step("canary_5"))
+    for tally in counted.tallies("2", SERVED):
+        tally.compared([math.inf], 0)
+        tally.compared([-math.inf], 0)
+    file = tmp_path / "late.json"
+    file.write_text(counted.kept().model_dump_json())
+    kept = read_kept(file, "late")
+    assert isinstance(kept, Kept)
+    again = Evidence(to_step("canary_5"), kept).counters.all.sums.difference
+    assert (again.n, again.squares, again.smallest) == (2, math.inf, -math.inf)
+    assert math.isnan(again.total)
+    json.loads(file.read_text(), parse_constant=pytest.fail)
 
 
 def test_another_model_s_or_release_s_file_counts_for_nothing(
@@ -195,7 +223,7 @@ def test_another_model_s_or_release_s_file_counts_for_nothing(
         tally.answered(1.0)
     file = tmp_path / "late.json"
     file.write_text(counted.kept().model_dump_json())
-    assert read_kept(file, "early") is None
+    assert isinstance(read_kept(file, "early"), Lost)
     assert "is the evidence of late" in caplog.text
     kept = read_kept(file, "late")
     assert Evidence(to_step("canary_5"), kept).counters.all.sums.requests == 1
@@ -207,7 +235,7 @@ def test_a_file_with_figures_that_cannot_be_is_refused(tmp_path: Path, to_step: 
     whole = json.loads(Evidence(to_step("canary_5")).kept().model_dump_json())
     for wrong in ({"observed_s": -1}, {"observed_s": float("inf")}, {"since": "2013-04-01T00:00:00"}, {"more": 1}):
         file.write_text(json.dumps(whole | wrong))
-        assert read_kept(file, "late") is None
+        assert isinstance(read_kept(file, "late"), Lost)
     file.write_text(json.dumps(whole))
     assert isinstance(read_kept(file, "late"), Kept)
 

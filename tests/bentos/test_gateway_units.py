@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from gateway import clock as clock_module
 from gateway.evidence import SERVED, Evidence
 
 from airlock.core.counters import Counters
 from airlock.core.guards import judge
-from airlock.core.route import Bundle, Limit
+from airlock.core.route import Bundle, Limit, Route
 from airlock.core.tally import GatewayStatus, Scope
 from airlock.core.verdict import Status
 from tests.support.gateway_in_process import PREDICT, Running, in_gateway
@@ -126,31 +127,55 @@ def test_failures_by_key_eject(tmp_path: Path) -> None:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """The monotonic clock that the evidence sees."""
-    clock = SimpleNamespace(now=1200.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("gateway.evidence.time", clock)
+    """The clock by which the evidence counts."""
+    clock = SimpleNamespace(now=1200.0, now_us=lambda: round(clock.now * 1e6))
+    monkeypatch.setattr("gateway.evidence.clock", clock)
     return clock
 
 
-def test_minutes_are_those_of_a_clock_that_does_not_jump(clock: SimpleNamespace, home: Path) -> None:
+def test_minutes_are_those_of_the_clock_that_the_log_is_written_by(clock: SimpleNamespace, home: Path) -> None:
     one, two = (
         Bundle.model_validate(json.loads((home / "routes" / "late.json").read_text())["versions"][v]) for v in "12"
     )
-    evidence = Evidence(route(one, candidate=two, share=100, step="canary_100", limits=(BY_MINUTE,)))
+
+    def step(name: str, generation: int) -> Route:
+        return route(one, candidate=two, share=100, step=name, generation=generation, limits=(BY_MINUTE,))
+
+    evidence = Evidence(step("canary_50", 1))
 
     def minutes() -> tuple[int, float]:
         evidence.settle()
         sums = evidence.counters.units["all"].get(BY_MINUTE.name)
         return (sums.n, sums.total) if sums else (0, 0.0)
 
+    def answered(version: str, *, failed: bool) -> None:
+        for tally in evidence.tallies(version, SERVED):
+            tally.answered(1.0)
+        evidence.answered(version, SERVED, "ann", 1.0, failed=failed, at_us=clock.now_us())
+
     for failed in (True, False):
-        evidence.answered("2", SERVED, "ann", 1.0, failed=failed)
-        evidence.answered("1", SERVED, "ann", 1.0, failed=True)
+        answered("2", failed=failed)
+        answered("1", failed=True)
     assert minutes() == (0, 0.0)
     clock.now += 60
     assert minutes() == (1, 0.5), "it closes although nobody asks"
     clock.now += 6000
     assert minutes() == (1, 0.5), "minutes without requests are no observations"
-    evidence.answered("2", SERVED, None, 1.0, failed=False)
-    resumed = Evidence(route(one, candidate=two, share=100, step="canary_100", limits=(BY_MINUTE,)), evidence.kept())
-    assert resumed.counters.units["all"][BY_MINUTE.name].n == 2, "a restart ends a minute"
+    answered("2", failed=False)
+    evidence = Evidence(step("canary_50", 2), evidence.kept())
+    assert minutes() == (1, 0.5), "neither another route nor a restart ends a minute"
+    evidence = Evidence(step("canary_100", 3), evidence.kept())
+    assert minutes() == (2, 0.5), "another step does"
+    assert evidence.counters.all.step.units[BY_MINUTE.name].n == 0
+
+
+def test_the_clock_follows_the_time_of_day_and_never_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = SimpleNamespace(day=10**9, steady=0)
+    system.time_ns, system.monotonic_ns = lambda: system.day, lambda: system.steady
+    monkeypatch.setattr(clock_module, "time", system)
+    monkeypatch.setattr(clock_module, "_ahead_ns", 0)
+    assert clock_module.now_us() == 10**6
+    system.day, system.steady = 5 * 10**9, 10**6
+    assert clock_module.now_us() == 5 * 10**6, "put forward, or the machine slept"
+    system.day, system.steady = 10**9, 3 * 10**6
+    assert clock_module.now_us() == 5 * 10**6 + 2000, "put back: it goes on from where it was"

@@ -7,6 +7,7 @@ control plane does is done here by hand: look at the gateway's status, decide, w
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import threading
 import time
@@ -14,8 +15,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from unittest.mock import patch
 
 import orjson
+from gateway import clock
 from gateway.app import App
 from gateway.serving import Served
 from gateway.versions import Version, VersionFailed
@@ -33,6 +36,9 @@ RELEASE, MODEL = "r1", "late"
 SLOW_MS = 8.0
 _AT_ONCE = 4
 """Requests at a time: as many as the gateway has threads for its runs."""
+_UNITS = ({}, {"by": "key", "min_requests": 10}, {"by": "minute", "min_requests": 2})
+_SPEED = 1200
+"""How much faster the gateway's clock goes: a release takes seconds, and minutes by that clock."""
 _LIKELY = 1.0
 """So far from the threshold, in log odds, that only a candidate that is made to decides otherwise."""
 
@@ -70,7 +76,7 @@ class Driven(NamedTuple):
 
 
 def scenario(truth: Truth, seed: int, **changes: Any) -> Scenario:
-    """One with guards and a plan that differ from seed to seed."""
+    """One with guards and a plan that differ from seed to seed; of odd ones some guards are by key or by minute."""
     chance = random.Random(seed)  # noqa: S311 - a simulation
     guards: list[dict[str, Any]] = [
         {"kind": "error_rate", "max": chance.choice([0.02, 0.05, 0.1]), "min_requests": 20},
@@ -80,6 +86,9 @@ def scenario(truth: Truth, seed: int, **changes: Any) -> Scenario:
         {"kind": "disagreement", "max": 0.1, "min_requests": 20},
     ]
     kept = [guards[0], *chance.sample(guards[1:], chance.randint(2, 4))]
+    if seed % 2:
+        units = random.Random(f"units/{seed}")  # noqa: S311 - a simulation
+        kept = [guard | units.choice(_UNITS) for guard in kept]
     weights = chance.choice([(100,), (10, 100), (25, 50, 100), (5, 25, 50, 100)])
     shadow = {"bake": "0s", "min_requests": chance.choice([20, 60, 150])}
     spec = {
@@ -95,7 +104,7 @@ def scenario(truth: Truth, seed: int, **changes: Any) -> Scenario:
             "steps": [
                 {"weight": weight, "bake": "0s", "min_requests": chance.choice([5, 15, 40])} for weight in weights
             ],
-            "deadline": "10m",
+            "deadline": "48h",
         },
     }
     found = ModelSpec.model_validate(spec)
@@ -218,7 +227,14 @@ def drive(home: Path, scenario: Scenario) -> Driven:
         # The gateway is stopped: what was still to be scored and compared has been.
         return _driven(served, control, entered)
 
-    return asyncio.run(run())
+    began = clock.now_us()
+    faster = functools.partial(_faster, began, clock.now_us)
+    with patch("gateway.clock.now_us", faster):
+        return asyncio.run(run())
+
+
+def _faster(began: int, now_us: Callable[[], int]) -> int:
+    return began + _SPEED * (now_us() - began)
 
 
 async def _ask_all(gateway: Running, served: Served, scenario: Scenario, control: Control, entered: list[str]) -> None:
@@ -242,7 +258,7 @@ async def _ask_all(gateway: Running, served: Served, scenario: Scenario, control
 
 async def _ask(app: App, number: int) -> None:
     row = {**tiny_models.GOOD_ROW, "distance": float(number)}
-    content = orjson.dumps({"rows": [row], "key": f"k{number}"})
+    content = orjson.dumps({"rows": [row], "key": f"k{number // 2}"})
     answered: list[int] = []
 
     async def receive() -> dict[str, Any]:

@@ -40,8 +40,9 @@ def versions(folder: Path, model: str) -> dict[str, Version]:
 def judged(
     spec: ModelSpec, traffic: Traffic, loaded: dict[str, Version], set_clock: Callable[[object], None]
 ) -> Judged:
-    """``set_clock`` puts another module ``time`` into the gateway's evidence."""
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    """``set_clock`` puts other modules ``time`` and ``clock`` into the gateway's evidence."""
+    start_us = round(traffic.start.timestamp() * 1e6)
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, now_us=lambda: start_us + round(clock.now * 1e6))
     set_clock(clock)
     control = Control(spec, loaded["1"].bundle, loaded["2"].bundle, traffic.start)
     served = Served(control.route(), loaded)
@@ -68,7 +69,7 @@ def judged(
         if control.ended:
             break
         clock.now = seen.at
-        _take(served, seen, "served" if seen.place < control.step.weight else "shadow")
+        _take(served, seen, "served" if seen.place < control.step.weight else "shadow", clock.now_us())
         if served.ejection:
             look(seen.at)
             break
@@ -78,10 +79,11 @@ def judged(
     return Judged(control.ended or "unfinished", tuple(left), reason)
 
 
-def _take(served: Served, seen: Observation, role: Role) -> None:
+def _take(served: Served, seen: Observation, role: Role, at_us: int) -> None:
     """Count as the gateway's requests do."""
     effect = served.effect
     tallies = served.tallies(effect, "2", role)
+    served.answered(effect, "2", role, seen.key, seen.latency_ms, failed=seen.failed, at_us=at_us)
     if seen.failed:
         for tally in tallies:
             tally.failed(seen.latency_ms, effect.slow)
@@ -98,4 +100,5 @@ def _take(served: Served, seen: Observation, role: Role) -> None:
         return
     for tally in tallies:
         tally.compared(seen.differences, seen.flips)
+    served.compared(effect, "2", seen.key, seen.differences, seen.flips, at_us=at_us)
     served.must_go("2")

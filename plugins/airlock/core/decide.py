@@ -119,6 +119,8 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
         missing = _missing(spec, step, release, evidence, verdicts)
     if missing is None:
         return Decision(action="advance", reason=_held(step, release, evidence, verdicts), verdicts=verdicts)
+    if status is not None and status.lost is not None:
+        missing = f"{missing}; {status.lost}"
     waited = status.observed_s if status and unseen is None else _waited(release, evidence, now)
     allowed = (step.deadline + release.extended).total_seconds()
     if waited < allowed:

@@ -1,4 +1,4 @@
-"""A policy run over traffic that was, or might have been: what it would have decided, when, and how wrong.
+"""A policy run over traffic that was, or might have been: what it decides, when, how wrong; long as it is one machine.
 
 A simulated release moves through the spec's plan while requests come in. Whatever the gateway counts of the candidate
 is counted here in the same order, in the same counters, and held against the limits as often
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from airlock.core.counters import Counters
 from airlock.core.decide import Decision, Evidence, decide, decide_late
@@ -29,6 +29,7 @@ GLANCE_EVERY = 100
 """Requests from one picture of a replay to the next."""
 _ID = "replay"
 _NEVER = math.inf
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def replay(
@@ -75,7 +76,9 @@ class _Run:
         self.slow = slow_limits(self.limits)
         self.apart = answers_apart(self.limits)
         self.counters = Counters()
-        self.units = Units(self.limits, self.counters)
+        self.units = Units(self.limits, self.counters, salt=traffic.salt)
+        self.by_minute = any(limit.by == "minute" for limit in self.live)
+        self.start_us = (traffic.start - _EPOCH) // timedelta(microseconds=1)
         self.earlier: dict[Role, Tally] = {}
         self.current: dict[Role, Tally] = {}
         self.tallies: dict[Role, tuple[Tally, ...]] = {}
@@ -127,16 +130,17 @@ class _Run:
         if seen.stood_in and role == "served":
             for tally in counted:
                 tally.fallbacks += 1
+            self.units.until(self._clock(seen.at))
             self._guard()
         if seen.differences:
             differences = within(seen.differences, self.apart)
             for tally in counted:
                 tally.compared(differences, seen.flips)
-            self.units.compared(seen.key, differences, seen.flips, at=seen.at)
+            self.units.compared(seen.key, differences, seen.flips, at=self._clock(seen.at))
             self._guard()
 
     def _count(self, seen: Observation, role: Role, counted: tuple[Tally, ...]) -> None:
-        self.units.answered(role, seen.key, seen.latency_ms, failed=seen.failed, at=seen.at)
+        self.units.answered(role, seen.key, seen.latency_ms, failed=seen.failed, at=self._clock(seen.at))
         if not seen.failed:
             for tally in counted:
                 tally.answered(seen.latency_ms, self.slow)
@@ -147,6 +151,16 @@ class _Run:
             tally.failed(seen.latency_ms, self.slow, timeout=seen.timed_out)
             tally.fallbacks += role == "shadow"  # nobody had to stand in; but somebody would have had to
         self._guard()
+
+    def _clock(self, seconds: float) -> float:
+        """Seconds since 1970, from whole microseconds as in the log: by these the gateway cuts minutes."""
+        return (self.start_us + round(seconds * 1e6)) / 1e6
+
+    def _minute_ends(self) -> float:
+        """When the minute ends that is open now, if a limit counts minutes."""
+        if not self.by_minute:
+            return _NEVER
+        return ((int(self._clock(self.now) // 60) + 1) * 60_000_000 - self.start_us) / 1e6
 
     def _by_hash(self, place: float) -> Role:
         return "served" if place < self.step.weight else "shadow"
@@ -196,9 +210,11 @@ class _Run:
         if self.release.phase is Phase.PROVISIONAL:
             self._settle()
             return
-        self.units.until(self.now)
+        self.units.until(self._clock(self.now))
         labels, over = self.now >= self._labels_due(), self.now - self.since >= self.step.deadline.total_seconds()
-        if not (labels or over or self._may_leave()):
+        # A minute that is over is an observation, also before the next request has the gateway look at it.
+        broken = self.by_minute and not self.followed and breach(self.live, self.counters) is not None
+        if not (labels or over or broken or self._may_leave()):
             self._plan_look(self.rhythm.poll_s)
             return
         status = self._status()
@@ -233,9 +249,10 @@ class _Run:
         """When to look again, at the earliest and if nothing comes in meanwhile."""
         baked, over = (self.since + time.total_seconds() for time in (self.step.bake, self.step.deadline))
         self.fresh = False
-        # Before the bake is over only labels can decide anything.
-        self.earliest = max(self.now + after, min(baked, self._labels_due()))
-        by_time = [time for time in (baked, over, self._labels_due()) if time > self.now]
+        # Before the bake is over only labels can decide anything, and a minute that ends.
+        minute = self._minute_ends()
+        self.earliest = max(self.now + after, min(baked, self._labels_due(), minute))
+        by_time = [time for time in (baked, over, self._labels_due(), minute) if time > self.now]
         self.next_look = self._on_grid(max(self.earliest, min(by_time, default=_NEVER)))
 
     def _on_grid(self, time: float) -> float:

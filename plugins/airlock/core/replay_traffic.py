@@ -57,8 +57,8 @@ class Traffic(NamedTuple):
     """Observations in the order in which they were counted.
 
     ``champion_by`` gives the tally of what the champion served by then. ``followed``: the observations say in which
-    step they were counted, and the replay changes steps where they do, not where it would itself. ``unknown`` says in
-    words what could not be known.
+    step they were counted, and the replay changes steps where they do, not where it would itself. ``salt`` is the one
+    by which the gateway told keys apart: the release's id. ``unknown`` says in words what could not be known.
     """
 
     start: datetime
@@ -66,6 +66,7 @@ class Traffic(NamedTuple):
     late: Late | None = None
     champion_by: Callable[[float], Tally] = _nobody
     followed: bool = False
+    salt: str = ""
     unknown: tuple[str, ...] = ()
 
 

@@ -51,7 +51,8 @@ class Sums(BaseModel):
     stream of a window, which is one of these less another, may keep those of the whole.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    # Sums that are not finite are a finding, which must come back as it was from whatever is valid JSON.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     n: int = 0
     total: float = 0.0
@@ -265,3 +266,4 @@ class GatewayStatus(BaseModel):
     checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
     units: dict[Scope, dict[str, Sums]] = {}
     error: str | None = Field(None, description="why the newest route document was not taken, if it was not")
+    lost: str | None = Field(None, description="why something that was counted of this release is not known any more")

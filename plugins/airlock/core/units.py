@@ -10,8 +10,8 @@ that another one took counts as seen. Which keys these are is chance and has not
 so that what is observed stays a fair sample; of new keys e^(-n / SLOTS) are observed after n others: half after
 180,000. A request without a key is a unit of its own: it is guarded as ``by: request`` would, not left out.
 
-Standard library and pydantic only: the gateway calls it with each request. A minute is the caller's clock's, which
-must not go back.
+Standard library and pydantic only: the gateway calls it with each request. A minute is one of the
+caller's clock, which must not go back; each request has its time in the log, so that a replay cuts the same minutes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ class UnitsState(BaseModel):
     """What must be kept so that counting goes on after a restart as if nothing had been.
 
     ``sums`` are those of the units that are whole, ``minute`` those of the requests of the minute that is not over, by
-    scope and limit; ``keys`` are the bitmaps as base64, by scope and kind of observation. They belong together: sums
-    without their bitmaps would count keys twice.
+    scope and limit, and ``open_minute`` which one that is; ``keys`` are the bitmaps as base64, by scope and kind of
+    observation. They belong together: sums without their bitmaps would count keys twice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sums: dict[Scope, dict[str, Sums]] = {}
     minute: dict[Scope, dict[str, Sums]] = {}
+    open_minute: int | None = None
     keys: dict[str, str] = {}
 
     @field_validator("keys")
@@ -60,7 +61,7 @@ class Units:
     """Counts a candidate's observations for those limits of a release that are ``by`` key or minute.
 
     ``counters`` get the sums, and have those of ``state``, which is what :meth:`state` gave before: a minute that it
-    left open ends with it. ``salt`` is the release's, so that keys that share a slot in one do not in the next.
+    left open goes on. ``salt`` is the release's, so that keys that share a slot in one do not in the next.
     """
 
     def __init__(
@@ -76,11 +77,12 @@ class Units:
         self._salt = salt.encode()[:64]
         self._counters = counters
         self._keys = {name: bytearray(base64.b64decode(bits)) for name, bits in state.keys.items()}
-        self._minute: int | None = None
+        self._minute = state.open_minute
         self._open = {
             scope: {name: s.model_copy() for name, s in state.minute.get(scope, {}).items()} for scope in SCOPES
         }
-        self.end_minute()
+        if self._minute is None:
+            self.end_minute()
 
     @property
     def any(self) -> bool:
@@ -88,13 +90,15 @@ class Units:
         return bool(self._answered or self._compared)
 
     def answered(self, role: Role, key: str | None, latency_ms: float, *, failed: bool, at: float) -> None:
-        """Count a request. ``key`` is its routing key, ``at`` the time of its answer in seconds.
+        """Count a request. ``key`` is its routing key, ``at`` when it was counted, in seconds since 1970.
 
         A fallback is counted where the version failed, so that something had to answer in its place.
         """
-        if not self._answered:
+        if not self.any:
             return
         self.until(at)
+        if not self._answered:
+            return
         slot = self._slot(key) if self._answered_by_key else None
         for scope in _OF_ROLE[role]:
             first = self._answered_by_key and self._first(f"{scope} answered", slot)
@@ -104,9 +108,11 @@ class Units:
 
     def compared(self, key: str | None, differences: Sequence[float], flips: int, *, at: float) -> None:
         """Count a request that both versions answered, as ``Tally.compared`` does."""
-        if not self._compared:
+        if not self.any:
             return
         self.until(at)
+        if not self._compared:
+            return
         first = self._compared_by_key and self._first("all compared", self._slot(key))
         rows = len(differences)
         for limit in self._compared:
@@ -127,6 +133,7 @@ class Units:
         return UnitsState.model_construct(
             sums=self._counters.units,
             minute={scope: dict(sums) for scope, sums in self._open.items()},
+            open_minute=self._minute,
             keys={name: base64.b64encode(bits).decode() for name, bits in self._keys.items()},
         )
 
@@ -137,7 +144,7 @@ class Units:
             self._whole(scope, limit.name).add(value)
 
     def end_minute(self) -> None:
-        """Make an observation of the minute that is open: a new route ends it, and so does a restart."""
+        """Make an observation of the minute that is open: a new step ends it."""
         for scope, requests in self._open.items():
             for name, sums in requests.items():
                 if sums.mean is not None:

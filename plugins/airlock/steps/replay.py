@@ -148,7 +148,16 @@ class _Log:
                 f"the log's steps ({', '.join(sorted(told))}) are not the policy's, which goes through its own"
             )
         observations = self._observations(salt, roles)
-        traffic = Traffic(self.start, observations, self._labels(), self._champion(), followed, tuple(unknown))
+        released = self.heads["release"].dropna().unique()
+        traffic = Traffic(
+            self.start,
+            observations,
+            self._labels(),
+            self._champion(),
+            followed,
+            str(released[0]) if len(released) else "",
+            tuple(unknown),
+        )
         heads = self.heads
         until = self.log["time"].iloc[-1].to_pydatetime()
         return Recorded(traffic, len(heads), float((heads["role"] == "served").mean()), self.start, until, roles)

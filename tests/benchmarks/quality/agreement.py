@@ -18,8 +18,10 @@ from gateway import evidence
 from typer.testing import CliRunner
 
 from airlock.cli.app import app
+from airlock.core.limits import limits_of
 from airlock.core.release import Phase, Release
 from airlock.core.replay import replay
+from airlock.core.replay_traffic import Traffic
 from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
 from airlock.ledger import Ledger
@@ -119,17 +121,29 @@ def of_simulated(truth: str, seed: int, folder: Path, set_clock: Callable[[objec
     rollout["deadline"] = chance.choice(["20s", "10m"])
     rollout["on_deadline"] = chance.choice(["rollback", "hold"])
     spec = ModelSpec.model_validate({**spec.model_dump(mode="json"), "rollout": rollout})
-    simulation = Simulation.model_validate({"requests": 2000, "rate": 3000, **SIMULATIONS[truth]})
+    rate = 200 if any(limit.by == "minute" for limit in limits_of(spec)) else 3000
+    simulation = Simulation.model_validate({"requests": 2000, "rate": rate, **SIMULATIONS[truth]})
     loaded = versions(folder, spec.model)
-    live = judged(spec, simulated(spec, simulation, seed=seed), loaded, set_clock)
-    report = replay(spec, simulated(spec, simulation, seed=seed))
+    live = judged(spec, _by_customers(spec, simulation, seed), loaded, set_clock)
+    report = replay(spec, _by_customers(spec, simulation, seed))
     left = tuple((one.request, one.step) for one in report.decisions)
     reason = report.decisions[-1].reason.removeprefix(EJECTED) if report.decisions else ""
     return Agreement("simulated", truth, seed, Outcome(*live), Outcome(report.ending, left, reason))
 
 
+def _by_customers(spec: ModelSpec, simulation: Simulation, seed: int) -> Traffic:
+    """The simulated traffic, as customers who ask now and then; of one in ten nobody knows who it is."""
+    traffic = simulated(spec, simulation, seed=seed)
+    chance = random.Random(seed)  # noqa: S311 - a simulation
+    keys = [f"customer {chance.randrange(1500)}" if chance.random() < 0.9 else None for _ in range(simulation.requests)]
+    observations = [seen._replace(key=key) for seen, key in zip(traffic.observations, keys, strict=True)]
+    return traffic._replace(observations=observations, salt=RELEASE)
+
+
 def set_clock(clock: object) -> None:
+    """Have the gateway's evidence see another time."""
     evidence.time = clock  # type: ignore[attr-defined]
+    evidence.clock = clock  # type: ignore[attr-defined]
 
 
 def table(found: Iterable[Agreement]) -> str:
