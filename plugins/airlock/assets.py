@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from airflow.sdk import Asset, AssetAlias
+
+log = logging.getLogger(__name__)
 
 SCHEME = "airlock"
 
@@ -15,6 +21,25 @@ def candidate(model: str) -> Asset:
 def champion(model: str) -> Asset:
     """Another version holds production. Event: ``{"version": "3", "release": <id>, "generation": <of the route>}``."""
     return _asset(model, "champion")
+
+
+def newest_generation(model: str, extras: Iterable[Mapping[str, Any]]) -> int:
+    """The newest generation of the route that events of ``champion`` name by their extras; 0 if none does.
+
+    An event that anybody may have sent names what it likes: what is no generation is told and counts as no receipt.
+    """
+    newest = 0
+    for extra in extras:
+        named = extra.get("generation", 0)
+        if type(named) is int:
+            newest = max(newest, named)
+        else:
+            log.warning(
+                "An event of %s names generation %r; expected a whole number, as Airlock sends it. It is no receipt of "
+                "the champion's event: look in Airflow who else sends events of that asset",
+                *(champion(model).uri, named),
+            )
+    return newest
 
 
 def champion_changes(model: str) -> AssetAlias:

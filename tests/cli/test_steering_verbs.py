@@ -19,7 +19,7 @@ from airlock.core.errors import NotPossible
 from airlock.core.release import Release
 from airlock.core.route import Route, parse_route
 from airlock.ledger import Ledger
-from tests.support.control import in_step, promoted, spec_of
+from tests.support.control import ejection, in_step, promoted, spec_of
 
 MODEL = "m"
 
@@ -93,6 +93,16 @@ def test_an_abort_gives_the_traffic_back_at_once(control: ReleaseControl, candid
     assert result.exit_code == 0
     assert f"release {candidate.id} of {MODEL} version 2 is aborted: wrong data" in result.stdout
     assert route().weights == {"1": 100.0}
+
+
+def test_an_abort_of_what_the_gateway_took_back_tells_why_it_did(control: ReleaseControl, candidate: Release) -> None:
+    here = settings.load()
+    here.ejections.mkdir(parents=True)
+    (here.ejections / f"{MODEL}.json").write_text(ejection(candidate).model_dump_json())
+    for _ in "ab":  # the first to come ends it, the second finds it ended
+        result = run("abort", MODEL)
+        assert result.exit_code == 1
+        assert "the gateway ejected version 2: 9 of 50 requests failed" in " ".join(result.output.split())
 
 
 def test_a_rollback_needs_nothing_that_runs(control: ReleaseControl) -> None:

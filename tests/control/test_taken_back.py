@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from airlock.control import ReleaseControl
-from airlock.core.decide import Evidence
+from airlock.core.decide import EJECTED, Evidence
 from airlock.core.errors import NotPossible, NotYet, Unavailable
 from airlock.core.release import Phase, Release
 from airlock.core.segment import Condition, Pin
@@ -115,7 +115,22 @@ def test_a_promotion_that_crossed_an_ejection_is_taken_back_by_the_next_turn(
 def test_an_ejected_first_version_has_nowhere_to_go_back_to(control: ReleaseControl, settings: Settings) -> None:
     release = promoted(control, "1")
     eject(settings, release)
-    assert control.restore(release.id).phase is Phase.PROMOTED
+    for _ in "abc":
+        assert control.restore(release.id).phase is Phase.PROMOTED
+    found = [verdict.status for _, verdict in control.ledger.verdicts(release.id) if verdict.name == EJECTED]
+    assert found == [Status.FAIL], "one cause is kept once"
+
+
+@pytest.mark.parametrize("how", ["abort", "reject", "expire", "confirm"])
+def test_who_is_too_late_to_end_a_release_is_told_why_it_has_ended(
+    control: ReleaseControl, settings: Settings, how: str
+) -> None:
+    promoted(control, "1")
+    release = in_step(control, "2", "canary_5")
+    eject(settings, release)
+    actor = {"abort": {"actor": "ann"}, "reject": {"actor": "ann"}}.get(how, {})
+    with pytest.raises(NotPossible, match="version 2 is rolled back: the gateway ejected version 2: 9 of 50 requests"):
+        getattr(control, how)(release.id, reason="enough", **actor)
 
 
 def test_what_is_looked_at_writes_nothing_while_nothing_failed(control: ReleaseControl, settings: Settings) -> None:

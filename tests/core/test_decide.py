@@ -250,6 +250,29 @@ def test_the_deadline_may_hold_instead_and_says_what_to_do() -> None:
     assert "stays at 5 % until somebody extends and resumes, promotes or aborts it" in decision.reason
 
 
+@pytest.mark.parametrize(
+    ("seen", "polls", "told"),
+    [
+        (None, Polls(unanswered_s=60), "The gateway was silent all the time, so no guard was checked"),
+        (
+            None,
+            Polls(observed_s=20, unanswered_s=40),
+            "The gateway was silent after it had observed the step for 20 s, in which no guard was broken",
+        ),
+        (status(loaded=("1",)), Polls(unanswered_s=60), "The gateway reported nothing of the step all the time, so"),
+        (status(observed_s=60, step={}, total={}), Polls(), "No guard was broken; it only never passed"),
+    ],
+)
+@pytest.mark.parametrize("policy", ["rollback", "hold"])
+def test_the_deadline_tells_of_a_silent_gateway_what_is_not_known(
+    seen: GatewayStatus | None, polls: Polls, told: str, policy: str
+) -> None:
+    reason = judged(make_spec(on_deadline=policy), seen, after=3600, polls=polls).reason
+    silent = "The gateway" in told
+    assert (told in reason) is (silent or policy == "rollback")
+    assert ("it only never passed" in reason) is (policy == "rollback" and not silent)
+
+
 def test_an_extended_deadline_is_waited_for(spec: ModelSpec) -> None:
     extended = release(extended=timedelta(seconds=30))
     assert judged(spec, status(observed_s=89, step={}, total={}), of=extended).action == "wait"

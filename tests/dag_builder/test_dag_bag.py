@@ -100,6 +100,10 @@ def test_every_kind_of_refusal_is_told_under_the_specs_name(folder: Path, name: 
         DagSerialization.to_dict(refused)
 
 
+def test_without_a_file_what_the_ledger_knows_is_reconciled_all_the_same(tmp_path: Path) -> None:
+    assert list(build_dags(tmp_path)) == [REPAIRS]
+
+
 def test_a_broken_spec_takes_no_other_model_down(folder: Path, tmp_path: Path) -> None:
     broken = GOOD.format(model="broken").replace("gates", "gate")
     (folder / "models" / "broken.yaml").write_text(broken)

@@ -20,6 +20,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airlock.core.spec import ModelSpec
 from airlock.dag_builder import dags_of
 from airlock.dag_builder.reconcile import reconcile_dag
+from airlock.operators.reconcile import ListModelsOperator
 
 
 def spec(**changes: Any) -> ModelSpec:
@@ -272,13 +273,14 @@ def test_built_twice_is_serialised_the_same() -> None:
 
 
 def test_every_model_is_repaired_by_one_dag() -> None:
-    dag = reconcile_dag(["toy", "other"])
+    dag = reconcile_dag()
     dag.validate()
     assert dag.max_active_runs == 1
     assert isinstance(dag.schedule, CronTriggerTimetable)
-    (task,) = dag.tasks
+    models, task = dag.tasks
+    assert isinstance(models, ListModelsOperator)
     assert isinstance(task, MappedOperator)
-    assert task.expand_input.value == {"model": ["other", "toy"]}
+    assert task.upstream_task_ids == {"list_models"}
     assert DagSerialization.to_dict(dag)
 
 

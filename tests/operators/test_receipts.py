@@ -46,6 +46,16 @@ def test_the_newest_generation_that_was_sent_counts(monkeypatch: pytest.MonkeyPa
     assert (message.name, message.uri, message.ascending) == ("toy_champion", "airlock://toy/champion", False)
 
 
+@pytest.mark.parametrize("strange", ["7", 7.5, True, None, [7]])
+def test_what_is_no_generation_is_told_and_is_no_receipt(
+    strange: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = [event(2, {"version": "2", "generation": strange}), event(1, {"version": "1", "generation": 4})]
+    answers(monkeypatch, AssetEventsResult(asset_events=events))
+    assert asked_of_airflow("toy") == 4
+    assert f"airlock://toy/champion names generation {strange!r}; expected a whole number" in caplog.text
+
+
 def test_a_candidate_is_looked_for_since_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = answers(monkeypatch, AssetEventsResult(asset_events=[event(1, {"version": "2"})]))
     at = datetime(2026, 1, 1, tzinfo=UTC)

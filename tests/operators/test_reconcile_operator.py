@@ -19,8 +19,8 @@ from airlock.core.errors import AirlockError, Unavailable
 from airlock.core.refs import Ref
 from airlock.core.release import Phase, Release
 from airlock.ledger import Ledger
-from airlock.operators import reconcile
-from airlock.operators.reconcile import ReconcileOperator
+from airlock.operators import receipts, reconcile
+from airlock.operators.reconcile import ListModelsOperator, ReconcileOperator
 from tests.support.operator_world import Gateway, Versions, opened, shares, waiting
 
 Make = Callable[..., dict[str, Any]]
@@ -78,6 +78,27 @@ def test_what_agrees_is_left_alone(champion: Release, control: ReleaseControl, c
     sweep(context)
     assert sweep(context) == {}
     assert sent(context) == []
+
+
+def test_every_model_is_swept_that_has_a_file_or_is_in_the_ledger(champion: Release, home: Path) -> None:
+    """A file is gone, another was just written, and a third cannot be read."""
+    models = home.parent / "project" / "dags" / "models"
+    (models / "toy.yaml").rename(models / "fresh.yaml")
+    (models / "broken.yaml").write_text("{")
+    task = ListModelsOperator(task_id="list_models", dag=DAG("airlock__reconcile", schedule=None))
+    assert task.execute({}) == ["broken", "fresh", "toy"]  # type: ignore[typeddict-item]
+
+
+def test_a_release_is_ended_although_its_file_is_gone(
+    champion: Release, control: ReleaseControl, context: dict[str, Any], gateway: Gateway, ledger: Ledger, home: Path
+) -> None:
+    release = opened(control, "2")
+    control.enter(release.id, "warm_up")
+    (home.parent / "project" / "dags" / "models" / "toy.yaml").unlink()
+    gateway.ejected = "12 of 60 requests failed"
+    found = sweep(context)
+    assert found["ejection"]["done"]
+    assert ledger.release(release.id).phase is Phase.ROLLED_BACK
 
 
 def test_a_lost_route_is_written_again(champion: Release, context: dict[str, Any], home: Path) -> None:
@@ -138,6 +159,30 @@ def test_a_lost_champion_event_is_sent_again_until_airflow_has_it(
     again = make_context()
     assert "champion_asset" not in sweep(again)
     assert sent(again) == []
+
+
+def test_a_champion_event_is_not_sent_again_while_airflow_does_not_say_whether_it_has_it(
+    champion: Release,
+    make_context: Make,
+    later: Callable[[timedelta], None],
+    control: ReleaseControl,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent(_: str) -> int:
+        raise Unavailable("Airflow does not tell the events")
+
+    later(timedelta(minutes=5))
+    with monkeypatch.context() as airflow:
+        airflow.setattr(receipts, "announced_generation", silent)
+        context = make_context()
+        told = sweep(context)["champion_asset"]
+    assert "Airflow does not say whether it has it" in told["what"]
+    assert not told["done"]
+    assert sent(context) == []
+    assert control.pending("champion_asset")
+    context = make_context()
+    sweep(context)
+    assert len(sent(context)) == 1
 
 
 def test_a_lost_candidate_event_is_sent_again_until_airflow_has_it(

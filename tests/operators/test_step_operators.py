@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped, TaskDeferred
 
@@ -23,6 +24,7 @@ from airlock.operators.release import PromoteOperator
 from airlock.operators.step import ReleaseStepOperator, WatchTrafficOperator
 from airlock.triggers.ledger import LedgerTrigger
 from airlock.triggers.release import ReleaseStepTrigger
+from tests.operators.conftest import SPEC
 from tests.support.operator_world import HELD, Gateway, opened, shares, waiting
 
 Make = Callable[..., dict[str, Any]]
@@ -128,6 +130,35 @@ class TestWaiting:
         step.control.clock = lambda: datetime.now(UTC) + timedelta(hours=2, minutes=1)
         with pytest.raises(AirflowFailException, match="no decision within 7200 s in canary_5"):
             step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
+
+    def test_the_wait_for_the_way_counts_towards_no_step(
+        self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make
+    ) -> None:
+        """The wait for another release timed out, the step was entered, and hours later the gateway still starts."""
+        later, timed_out = opened(control, "3"), {"error": "Trigger timeout"}
+        control.enter(release.id, "warm_up")
+        step = step_of(later, "warm_up")
+        deferred(step, make_context())
+        control.abort(release.id, actor="ada", reason="not today")
+        gateway.down = True
+        with pytest.raises(TaskDeferred):
+            step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
+        step.control.clock = lambda: datetime.now(UTC) + timedelta(hours=5)
+        with pytest.raises(TaskDeferred) as waits:
+            step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
+        assert waits.value.trigger.polls == {"observed_s": 0.0, "unanswered_s": 0.0}
+        assert control.ledger.release(later.id).phase is Phase.WARM
+
+    def test_polls_of_the_step_before_count_towards_no_other(
+        self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make
+    ) -> None:
+        """It was paused in the step before, where its trigger polled a gateway that was down."""
+        control.enter(release.id, "warm_up")
+        event = {"reason": "the ledger has moved on", "polls": {"observed_s": 100.0, "unanswered_s": 7100.0}}
+        gateway.down = True
+        with pytest.raises(TaskDeferred) as waits:
+            step_of(release, "shadow").resume(make_context(), event)  # type: ignore[arg-type]
+        assert waits.value.trigger.polls["observed_s"] == 0.0
 
     @staticmethod
     def entered_before(control: ReleaseControl, home: Path, release: Release, by: timedelta) -> None:
@@ -274,6 +305,43 @@ class TestClearedAndTriedAgain:
         before = ledger.timeline("toy")
         assert step_of(champion, "canary_5").execute(make_context()) is None  # type: ignore[arg-type]
         assert ledger.timeline("toy") == before
+
+
+class TestASpecThatChanged:
+    """The DAG is made from the file as it is now, the release goes by the spec that it was opened with."""
+
+    def write(self, home: Path, weights: tuple[int, ...]) -> None:
+        steps = ", ".join(f"{{weight: {weight}, bake: 0s, min_requests: 5}}" for weight in weights)
+        said = {**yaml.safe_load(SPEC), "rollout": yaml.safe_load(f"{{steps: [{steps}]}}")}
+        (home.parent / "project" / "dags" / "models" / "toy.yaml").write_text(yaml.safe_dump(said))
+
+    @pytest.mark.parametrize("name", ["canary_25", "shadow_of_doubt"])
+    def test_a_step_that_the_release_does_not_have_says_so(
+        self, name: str, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, home: Path
+    ) -> None:
+        control.enter(release.id, "warm_up")
+        digest = str(release.spec)
+        self.write(home, (5, 25, 100))
+        with pytest.raises(AirflowFailException) as refused:
+            step_of(release, name).execute(make_context())  # type: ignore[arg-type]
+        if name == "canary_25":
+            expected = (
+                f"release {release.id} was opened with another spec (digest {digest[:19]}): it has the steps warm_up, "
+                "shadow, canary_5, canary_100; this task is for step canary_25, which the file of toy has by now. "
+                "Release version 2 again"
+            )
+        else:
+            expected = "toy has no rollout step 'shadow_of_doubt'"
+        assert expected in str(refused.value)
+
+    def test_a_step_that_no_task_is_for_any_more_names_the_cause(
+        self, release: Release, gateway: Gateway, control: ReleaseControl, make_context: Make, home: Path
+    ) -> None:
+        control.enter(release.id, "warm_up")
+        control.enter(release.id, "shadow")
+        self.write(home, (100,))
+        with pytest.raises(AirflowFailException, match=r"canary_5 comes before canary_100.*rollout in the file changed"):
+            step_of(release, "canary_100").execute(make_context())  # type: ignore[arg-type]
 
 
 class TestSteering:

@@ -23,18 +23,15 @@ def reconcile(
     as_json: AsJson = False,
 ) -> None:
     """Make routes, aliases and releases agree with the ledger again. Exits with 1 if something is left to do."""
+    from airlock.control.reconcile import models
     from airlock.ledger import Ledger
-    from airlock.specs import spec_files
 
     with reported():
-        if model is not None:
-            names = {model}
-        else:
-            here = settings.load()
-            names = {path.stem for path in spec_files(here.specs)} | set(Ledger(here.ledger_url).models())
+        here = settings.load()
+        names = [model] if model is not None else models(here, Ledger(here.ledger_url))
         found: dict[str, list[Repair]] = {}
         failed: typer.Exit | None = None
-        for name in sorted(names):
+        for name in names:
             try:
                 found[name] = _reconciled(name, dry_run=dry_run)
             except typer.Exit as stopped:  # what was wrong is told already
@@ -92,7 +89,7 @@ def _confirm_announced(control: ReleaseControl) -> None:
             events = api.asset_events(assets.champion(control.model).uri)
     except AirlockError:
         return
-    control.announced(max((int(event.extra.get("generation", 0)) for event in events), default=0))
+    control.announced(assets.newest_generation(control.model, (event.extra for event in events)))
 
 
 def _records(control: ReleaseControl, *, dry_run: bool) -> list[Repair]:

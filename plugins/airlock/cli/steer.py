@@ -176,8 +176,8 @@ def _steer(model: str, as_json: bool, act: Callable[[ReleaseControl, Release], R
         release = control.current(model)
         if release is None:
             fail(
-                f"{model} has no release on its way; what happened is told by: airlock history {model}, and a version "
-                f"that was promoted is taken back by: airlock rollback {model}"
+                f"{model} has no release on its way{_last(control)}; what happened is told by: airlock history "
+                f"{model}, and a version that was promoted is taken back by: airlock rollback {model}"
             )
         steered = act(control, release)
         if as_json:
@@ -185,6 +185,15 @@ def _steer(model: str, as_json: bool, act: Callable[[ReleaseControl, Release], R
             return
         said = told.format(step=steered.step, extended=written(steered.extended))
         out.print(f"release {steered.id} of {model} version {steered.version} {said}: {steered.reason}", markup=False)
+
+
+def _last(control: ReleaseControl) -> str:
+    """How the newest release stands, in words: somebody may have steered too late."""
+    newest = next(iter(control.ledger.releases(control.model)), None)
+    if newest is None:
+        return ""
+    phase = newest.phase.replace("_", " ")
+    return f": its newest, release {newest.id} of version {newest.version}, is {phase} ({newest.reason})"
 
 
 def _tell_pins(route: Route, as_json: bool) -> None:

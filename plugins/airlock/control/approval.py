@@ -162,4 +162,5 @@ class Approvals(Rollbacks):
             release = self.ledger.release(release_id)
             if release.phase is Phase.REJECTED:
                 return release
+            self._require_open(release)
             return self._end(turn, release, event, actor=actor, reason=reason)

@@ -21,6 +21,9 @@ from airlock.core.errors import AirlockError, Conflict, NotFound, SpecError
 from airlock.core.release import LIVE, WAITING, Release
 from airlock.core.route import Route
 from airlock.core.tally import GatewayStatus
+from airlock.ledger import Ledger
+from airlock.settings import Settings
+from airlock.specs import spec_files
 
 GRACE = timedelta(minutes=2)
 """How long an effect or a gateway may take before it counts as lost: whoever caused it is at it."""
@@ -52,6 +55,14 @@ class ReadableAliases(Aliases, Protocol):
 
     def alias(self, model: str, alias: str) -> str | None:
         """The version that an alias names."""
+
+
+def models(settings: Settings, ledger: Ledger) -> list[str]:
+    """Every model that is reconciled, by name: those with a spec file, also a broken one, and those of the ledger.
+
+    A release that is open and a route that is in effect outlive their file.
+    """
+    return sorted({path.stem for path in spec_files(settings.specs)} | set(ledger.models()))
 
 
 def reconcile(

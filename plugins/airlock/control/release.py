@@ -126,7 +126,7 @@ class ReleaseControl(Steering, Approvals):
         with self.turn() as turn:
             release = self._guarded(turn, release_id, evidence)
             self._require_open(release)
-            todo = planned(self.spec_of(release), step)
+            todo = self.step_of(release, step)
             if release.phase in LIVE and (release.paused or not self._is_ahead(todo, release)):
                 return release
             event = {"warm_up": Event.WARM_UP, "shadow": Event.SHADOW, "served": Event.STEP}[todo.role]
@@ -218,7 +218,7 @@ class ReleaseControl(Steering, Approvals):
             spec = self.spec_of(release)
             last = plan(spec)[-1]
             if last.role != "served":
-                raise NotPossible(f"{self.model} is rolled out {spec.rollout.plan}: that promotes nothing")
+                raise self._refused(release, f"{self.model} is rolled out {spec.rollout.plan}: that promotes nothing")
             champion = self.ledger.champion(self.model)
             self._require_gates(release)
             if champion is not None:
@@ -289,6 +289,7 @@ class ReleaseControl(Steering, Approvals):
             release = self.ledger.release(release_id)
             if release.phase is Phase.PROMOTED:
                 return release
+            self._require_open(release)
             next_phase(release.phase, Event.CONFIRM)
             verdicts = self._newest_verdicts(release, LATE)
             limits = self.limits_of(release)
@@ -330,10 +331,14 @@ class ReleaseControl(Steering, Approvals):
         names = [each.name for each in plan(spec) if each.name not in passed_by]
         at, to = names.index(standing.name), names.index(step.name)
         if to > at + 1:
-            raise NotPossible(
-                f"release {release.id} stands in {standing.name}; {names[at + 1]} comes before {step.name}"
-            )
+            why = f"release {release.id} stands in {standing.name}; {names[at + 1]} comes before {step.name}"
+            raise self._refused(release, why)
         return to > at
+
+    def _refused(self, release: Release, why: str) -> NotPossible:
+        """A refusal of what the rollout does not have next. A file that changed since is the likely cause."""
+        note = self.spec_note(release)
+        return NotPossible(f"{why}. {note}" if note else why)
 
     def _opponent(self, release: Release) -> VersionRecord:
         """The champion that a release is compared with."""
@@ -370,9 +375,8 @@ class ReleaseControl(Steering, Approvals):
     def _require_let_through(self, release: Release, last: PlannedStep) -> None:
         self._require_ejections()
         if release.step != last.name:
-            raise NotPossible(
-                f"release {release.id} stands in {release.step or release.phase}; it goes on after {last.name} only"
-            )
+            stands = f"release {release.id} stands in {release.step or release.phase}"
+            raise self._refused(release, f"{stands}; it goes on after {last.name} only")
         verdicts = self._newest_verdicts(release, last.name)
         if why := self._held_back(release, last, verdicts):
             raise NotPossible(f"release {release.id} was not let through {last.name}: {why}; run the step's task again")

@@ -95,11 +95,16 @@ class Rollbacks(Controller):
             return self._take_back(turn, release, actor=actor, reason=reason)
 
     def abort(self, release_id: str, *, actor: str, reason: str) -> Release:
-        """End a release by hand; all traffic goes to the champion."""
+        """End a release by hand; all traffic goes to the champion.
+
+        Raises:
+            NotPossible: it was promoted, or has ended otherwise: the message says why it did.
+        """
         with self.turn() as turn:
             release = self.ledger.release(release_id)
             if release.phase is Phase.ABORTED:
                 return release
+            self._require_open(release)
             return self._end(turn, release, Event.ABORT, actor=actor, reason=reason)
 
     def restore(self, release_id: str, *, reason: str = "the release ended before it was promoted") -> Release:

@@ -12,15 +12,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from uuid import uuid4
 
 from airlock import specs
 from airlock.control.projection import Aliases, project_route, show_aliases
-from airlock.core.errors import AirlockError, Conflict, NotPossible, Unavailable
-from airlock.core.release import LIVE, WAITING, Event, Phase, Release
+from airlock.core.errors import AirlockError, Conflict, NotFound, NotPossible, Unavailable
+from airlock.core.release import LIVE, WAITING, Event, Phase, PlannedStep, Release, plan, planned
 from airlock.core.route import Limit, Route
 from airlock.core.spec import ModelSpec
 from airlock.core.verdict import Verdict
@@ -101,6 +101,32 @@ class Controller:
         if release.spec not in self._opened_with:
             self._opened_with[release.spec] = self.ledger.spec(release.spec)
         return self._opened_with[release.spec]
+
+    def step_of(self, release: Release, name: str) -> PlannedStep:
+        """A step of the rollout that a release was opened with.
+
+        Raises:
+            NotFound: it has none of that name; tells whether the project's file has one by now.
+        """
+        spec = self.spec_of(release)
+        try:
+            return planned(spec, name)
+        except NotFound:
+            if not self._in_file(name):
+                raise
+            steps = ", ".join(step.name for step in plan(spec))
+            raise NotFound(
+                f"release {release.id} was opened with another spec (digest {spec.digest[:19]}): it has the steps "
+                f"{steps}; this task is for step {name}, which the file of {self.model} has by now. Release version "
+                f"{release.version} again, which takes the steps of the file"
+            ) from None
+
+    def _in_file(self, step: str) -> bool:
+        """Whether the rollout in the project's file has a step of that name."""
+        with suppress(AirlockError):
+            planned(self.spec, step)
+            return True
+        return False
 
     def own_route(self, release: Release) -> Route | None:
         """The newest route that a release was given; ``None`` before its first step, and for a first version."""
@@ -298,8 +324,11 @@ class Turn:
         return route
 
     def record(self, release: Release, verdicts: Sequence[Verdict], *, step: str) -> None:
-        """Keep the verdicts of a step."""
-        self._controller.ledger.record(release, verdicts, step=step, now=self.now, lease=self._lease)
+        """Keep the verdicts of a step. What the newest one of a policy said already is not kept once more."""
+        ledger = self._controller.ledger
+        newest = {verdict.name: verdict for at, verdict in ledger.verdicts(release.id) if at == step}
+        if news := [verdict for verdict in verdicts if newest.get(verdict.name) != verdict]:
+            ledger.record(release, news, step=step, now=self.now, lease=self._lease)
 
     def project(self) -> bool:
         """Have the gateway's file say what the ledger says. Returns whether it did not.

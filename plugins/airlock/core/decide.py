@@ -121,11 +121,26 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
         return Decision(action="advance", reason=_held(step, release, evidence, verdicts), verdicts=verdicts)
     if status is not None and status.lost is not None:
         missing = f"{missing}; {status.lost}"
-    waited = status.observed_s if status and unseen is None else _waited(release, evidence, now)
+    seen = status is not None and unseen is None
+    waited = status.observed_s if status and seen else _waited(release, evidence, now)
     allowed = (step.deadline + release.extended).total_seconds()
     if waited < allowed:
         return Decision(action="wait", reason=missing, verdicts=verdicts)
-    return _at_deadline(spec, step, f"no decision within {allowed:g} s in {step.name}: {missing}", verdicts)
+    reason = f"no decision within {allowed:g} s in {step.name}: {missing}"
+    if not seen:
+        reason = f"{reason}. {_silence(status, evidence.polls)}"
+    return _at_deadline(spec, step, reason, verdicts, seen=seen)
+
+
+def _silence(status: GatewayStatus | None, polls: Polls) -> str:
+    """What a gateway that does not answer, or not about the step, leaves unknown."""
+    how = "was silent" if status is None else "reported nothing of the step"
+    if polls.observed_s > 0:
+        return (
+            f"The gateway {how} after it had observed the step for {polls.observed_s:.0f} s, in which no guard was "
+            "broken"
+        )
+    return f"The gateway {how} all the time, so no guard was checked"
 
 
 def _waited(release: Release, evidence: Evidence, now: datetime) -> float:
@@ -133,10 +148,17 @@ def _waited(release: Release, evidence: Evidence, now: datetime) -> float:
     return min(evidence.polls.waited_s, (now - release.entered_at).total_seconds())
 
 
-def _at_deadline(spec: ModelSpec, step: PlannedStep, reason: str, verdicts: tuple[Verdict, ...]) -> Decision:
+def _at_deadline(
+    spec: ModelSpec, step: PlannedStep, reason: str, verdicts: tuple[Verdict, ...], *, seen: bool
+) -> Decision:
+    """``seen``: the gateway observes the step."""
     if spec.rollout.on_deadline == "rollback":
+        if seen:
+            cause, first = "No guard was broken; it only never passed. ", ""
+        else:
+            cause, first = "", "See that the gateway runs and follows its route (airlock status). "
         reason = (
-            f"{reason}. No guard was broken; it only never passed. Release it again with a later rollout.deadline, or "
+            f"{reason}. {cause}{first}Release it again, with a later rollout.deadline if that was too early, or "
             "with on_deadline: hold, which leaves it to a person to extend, promote or abort it"
         )
         return Decision(action="roll_back", reason=reason, verdicts=verdicts)

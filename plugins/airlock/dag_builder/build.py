@@ -34,8 +34,7 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
     other model's DAGs down.
     """
     dags: dict[str, DAG] = {}
-    files = spec_files(folder)
-    for path in files:
+    for path in spec_files(folder):
         try:
             spec = load_spec(path)
             built = dags_of(spec)
@@ -47,8 +46,7 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
             # What only Airflow can tell, such as a cron expression that it does not take.
             built = (RefusedSpec(path, SpecError(f"{path}: Airflow refuses its DAGs: {error}")),)
         dags |= {dag.dag_id: dag for dag in built}
-    if files:
-        # Those of a broken spec too: a release that is open goes by the spec that it was opened with.
-        repairs = reconcile_dag(sorted({path.stem for path in files}))
-        dags[repairs.dag_id] = repairs
+    # Also without a file: a release that is open goes by the spec that it was opened with.
+    repairs = reconcile_dag()
+    dags[repairs.dag_id] = repairs
     return dags

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from airflow.sdk import DAG
 
 from airlock import assets
 from airlock.dag_builder.common import START, cron, task_defaults
-from airlock.operators.reconcile import ReconcileOperator
+from airlock.operators.reconcile import ListModelsOperator, ReconcileOperator
 
 _DESCRIPTION = "Repair route, aliases and gateway from the ledger; find lost asset events and orphaned releases."
 
 
-def reconcile_dag(models: Sequence[str]) -> DAG:
-    """One mapped task a model, one run at a time."""
+def reconcile_dag() -> DAG:
+    """One mapped task a model, one run at a time. Which models there are, each run finds out: files come and go."""
     dag = DAG(
         dag_id="airlock__reconcile",
         description=_DESCRIPTION,
@@ -27,5 +25,6 @@ def reconcile_dag(models: Sequence[str]) -> DAG:
         default_args=task_defaults(),
     )
     with dag:
-        ReconcileOperator.partial(task_id="reconcile", outlets=[assets.repairs()]).expand(model=sorted(models))
+        models = ListModelsOperator(task_id="list_models")
+        ReconcileOperator.partial(task_id="reconcile", outlets=[assets.repairs()]).expand(model=models.output)
     return dag

@@ -127,8 +127,9 @@ class ModelOperator(BaseOperator):
         """Tell of the champion through the task's outlets: an asset's event, or one of an alias.
 
         Airflow sends the event when the task succeeds, which no task sees: a task may be killed right before it in all
-        of its tries. So the event stays due until ``confirm_announced`` finds it among the asset's events; until then
-        the sweep sends it again. What an event starts can be started twice.
+        of its tries. So the event stays due until ``confirm_announced`` finds it among the asset's events, and the
+        sweep sends it again when Airflow says that it is not there: at least once, and asked first. What an event
+        starts can be started twice.
         """
         route, champion = self.control.ledger.route(self.model), self.control.ledger.champion(self.model)
         if route is None or champion is None:
@@ -140,14 +141,16 @@ class ModelOperator(BaseOperator):
             else:
                 context["outlet_events"][outlet].extra = told
 
-    def confirm_announced(self) -> None:
-        """Take the events of a champion that Airflow has for told; where it does not say, they stay due."""
+    def confirm_announced(self) -> bool:
+        """Take the events of a champion that Airflow has for told. Returns whether it said: else they stay due."""
         if not self.control.pending("champion_asset"):
-            return
+            return True
         try:
             self.control.announced(receipts.announced_generation(self.model))
         except Unavailable as error:
             self.log.warning("Whether %s's champion was announced is not known: %s", self.model, error)
+            return False
+        return True
 
 
 def refusals_are_final(

@@ -22,8 +22,7 @@ def announced_generation(model: str) -> int:
     Raises:
         Unavailable: Airflow does not say.
     """
-    named = [extra.get("generation") for extra in _extras(assets.champion(model))]
-    return max((generation for generation in named if isinstance(generation, int)), default=0)
+    return assets.newest_generation(model, _extras(assets.champion(model)))
 
 
 def is_candidate_announced(model: str, version: str, *, after: datetime) -> bool:

@@ -6,18 +6,36 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import Context
+from airflow.sdk import BaseOperator, Context
 
-from airlock import assets
+from airlock import assets, settings
 from airlock.control import records
-from airlock.control.reconcile import Repair, reconcile
+from airlock.control.reconcile import Repair, models, reconcile
 from airlock.core.errors import AirlockError, Unavailable
+from airlock.hooks.ledger import LedgerHook
 from airlock.operators import receipts
 from airlock.operators.base import ModelOperator, refusals_are_final, run_state
 
 PATIENCE = timedelta(minutes=9)
 """How long a candidate may be without a release before its event counts as lost, and is sent once more."""
 _SIGHTING = "reconcile/candidate"
+
+
+class ListModelsOperator(BaseOperator):
+    """Name the models that have a spec file, and those that the ledger knows without one.
+
+    :param ledger_conn_id: connection of the ledger
+    :return: their names, for one ``ReconcileOperator`` each
+    """
+
+    ui_color = ModelOperator.ui_color
+
+    def __init__(self, *, ledger_conn_id: str = LedgerHook.default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.ledger_conn_id = ledger_conn_id
+
+    def execute(self, context: Context) -> list[str]:  # noqa: ARG002
+        return models(settings.load(), LedgerHook(self.ledger_conn_id).get_conn())
 
 
 class ReconcileOperator(ModelOperator):
@@ -34,11 +52,11 @@ class ReconcileOperator(ModelOperator):
     @refusals_are_final
     def execute(self, context: Context) -> list[dict[str, Any]]:
         now = datetime.now(UTC)
-        self.confirm_announced()
+        asked = self.confirm_announced()
         repairs = reconcile(
             self.control, status=self.gateway_status, run_state=lambda release: run_state(context, release), now=now
         )
-        told = [self._send(context, repair, now) for repair in repairs] + self._records()
+        told = [self._send(context, repair, now, asked=asked) for repair in repairs] + self._records()
         for repair in told:
             self.log.log(20 if repair.done else 30, "%s: %s", repair.kind, repair.what)
         return [repair.model_dump(mode="json") for repair in told]
@@ -51,12 +69,16 @@ class ReconcileOperator(ModelOperator):
             return [Repair(kind="record", what=f"not written: {error}", done=False)]
         return [Repair(kind="record", what=f"written to {record.path}", done=True) for record in written]
 
-    def _send(self, context: Context, repair: Repair, now: datetime) -> Repair:
+    def _send(self, context: Context, repair: Repair, now: datetime, *, asked: bool) -> Repair:
         """The repair, done if it was about a candidate whose event goes out with this task.
 
-        That of a champion is done when the next sweep finds it among what Airflow has sent.
+        That of a champion is done when the next sweep finds it among what Airflow has sent. Unless Airflow could be
+        ``asked`` it may be there already, and is not sent: it stays due, so nothing is lost by waiting for the answer.
         """
         if repair.kind == "champion_asset":
+            if not asked:
+                why = "Airflow does not say whether it has it, so it is not sent again before it does"
+                return repair.model_copy(update={"what": f"{repair.what}; {why}"})
             self.announce_champion(context)
             return repair.model_copy(update={"what": f"{repair.what}; it is sent again with this task"})
         if repair.kind == "candidate_asset" and repair.version and self._is_lost(repair.version, now):

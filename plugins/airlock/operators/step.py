@@ -13,7 +13,7 @@ from airlock.control.reconcile import orphaned
 from airlock.core.decide import Evidence, decide
 from airlock.core.errors import AirlockError, NotYet
 from airlock.core.polls import Polls
-from airlock.core.release import HELD, LIVE, Phase, Release, plan, planned
+from airlock.core.release import HELD, LIVE, Phase, Release, plan
 from airlock.core.tally import GatewayStatus
 from airlock.operators.base import refusals_are_final, run_state, triggering_extra
 from airlock.operators.release import ReleaseOperator
@@ -66,7 +66,8 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         if (entered := self._enter(context, evidence)).step != self.step:
             self.log.info("Paused in %s: %s", entered.step, entered.reason)
             self._wait(evidence.gateway)
-        return self._settle(context, event)
+        # What woke it up was about this step only if the release stood in it then: the first poll starts fresh.
+        return self._settle(context, event if release.step == self.step else {})
 
     @refusals_are_final
     def resume(self, context: Context, event: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -84,8 +85,9 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
     def _passed(self, release: Release) -> bool:
         if release.phase in HELD or release.phase is Phase.COMPLETED:
             return True
+        mine = self.control.step_of(release, self.step)
         names = [step.name for step in plan(self.spec)]
-        return release.step in names and names.index(release.step) > names.index(planned(self.spec, self.step).name)
+        return release.step in names and names.index(release.step) > names.index(mine.name)
 
     def _without_champion(self, context: Context) -> None:
         if self.spec.rollout.plan == "shadow_only":
@@ -152,7 +154,7 @@ class ReleaseStepOperator(ReleaseOperator, SkipMixin):
         # The trigger knows no labels. What it would call decisive is not, if labels alone keep the release here.
         evidence = Evidence(gateway=status, polls=polls or Polls(), limits=self.control.limits_of(release))
         decisive = decide(self.spec, release, evidence, datetime.now(UTC)).action != "wait"
-        most = planned(self.spec, self.step).deadline + release.extended + _SLACK
+        most = self.control.step_of(release, self.step).deadline + release.extended + _SLACK
         self.defer(
             trigger=self.watch(
                 release,
