@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from airlock.control import ReleaseControl
-from airlock.control import turn as turns
+from airlock.control import ReleaseControl, turn
+from airlock.control.controller import LEASE, Controller
 from airlock.control.reconcile import reconcile
 from airlock.core.errors import Conflict, Fenced
 from airlock.core.release import Event, Phase
@@ -52,14 +52,14 @@ def test_a_life(here: Settings, clock: Clock, aliases: FakeAliases, monkeypatch:
     control.resume(release.id, actor="ann", reason="fine")
     assert control.observe(release.id, seen(on_disk(here))).action == "advance"
     with monkeypatch.context() as patch:
-        patch.setattr(turns, "project_route", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        patch.setattr(turns.Controller, "_give_back", lambda *_: None)
+        patch.setattr(turn, "project_route", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Controller, "_give_back", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             control.enter(release.id, "canary_100")
     other = controller(here, clock, aliases)
     with pytest.raises(Conflict, match="is at work"):
         other.enter(release.id, "canary_100")
-    clock.now += turns.LEASE
+    clock.now += LEASE
     repairs = reconcile(other, status=lambda: seen(on_disk(here)), run_state=lambda _: "running", now=clock())
     assert {repair.kind for repair in repairs if repair.done} == {"lease"}
     other.enter(release.id, "canary_100")
@@ -80,7 +80,7 @@ def test_whoever_slept_is_fenced_off(here: Settings, clock: Clock, aliases: Fake
 
     def oversleep() -> None:
         with sleeper.turn() as turn:
-            clock.now += turns.LEASE
+            clock.now += LEASE
             other.abort(release.id, actor="ann", reason="wrong")
             turn.move(release, Event.PAUSE, actor="late", reason="late")
 

@@ -141,7 +141,7 @@ def test_steps_are_those_of_the_release(make_control: MakeControl) -> None:
     release = in_step(make_control(), "2", "shadow")
     step = {"bake": "5s", "min_requests": 30}
     other = make_control(rollout={"steps": [{"weight": 10, **step}, {"weight": 100, **step}]})
-    with pytest.raises(NotFound, match="its steps: warm_up, shadow, canary_5, canary_100"):
+    with pytest.raises(NotFound, match="it has the steps warm_up, shadow, canary_5, canary_100; this task"):
         other.enter(release.id, "canary_10")
     assert other.enter(release.id, "canary_5").step == "canary_5"
 

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from airlock.control import ReleaseControl
 from airlock.control import turn as turns
+from airlock.control.controller import LEASE
 from airlock.control.projection import project_route
 from airlock.control.reconcile import reconcile
 from airlock.core.errors import AirlockError
@@ -374,7 +375,7 @@ class ReleaseMachine(RuleBasedStateMachine):
         with self._tolerant():
             self.fuse.arm(at, after=after)
             self._go_on(self.controls[who])
-        self.clock.now += turns.LEASE
+        self.clock.now += LEASE
 
     @rule(action=st.sampled_from(sorted(ACTIONS)), who=st.integers(0, 1), twice=st.booleans())
     def somebody_acts(self, action: str, who: int, twice: bool) -> None:
@@ -398,7 +399,7 @@ class ReleaseMachine(RuleBasedStateMachine):
     def somebody_acts_and_is_overtaken(self, action: str, other: str, who: int, at: int, slept: bool) -> None:
         def meanwhile() -> None:
             if slept:
-                self.clock.now += turns.LEASE
+                self.clock.now += LEASE
             with suppress(AirlockError):
                 self.ACTIONS[other](self, self.controls[1 - who])
 
@@ -493,7 +494,7 @@ class ReleaseMachine(RuleBasedStateMachine):
     def _converges(self) -> None:
         """Once everything is up and a lease that was left has run out, reconciling makes all of it agree."""
         self.gateway.up, self.aliases.down = True, False
-        self.clock.now += turns.LEASE + timedelta(hours=2)
+        self.clock.now += LEASE + timedelta(hours=2)
         control = self.controls[0]
         self._reconcile(control)
         self.gateway.look()

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from airlock.control import ReleaseControl
-from airlock.control import turn as turns
+from airlock.control import ReleaseControl, controller, turn
+from airlock.control.controller import LEASE, Controller
 from airlock.control.projection import project_route, show_aliases
 from airlock.core.errors import Conflict, Fenced, Unavailable
 from airlock.core.release import Event, Phase
@@ -35,8 +35,8 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, *, call: int = 1) -> Non
         if not left:
             raise Killed
 
-    monkeypatch.setattr(turns, name, killed)
-    monkeypatch.setattr(turns.Controller, "_give_back", lambda *_: None)
+    monkeypatch.setattr({"project_route": turn, "show_aliases": controller}[name], name, killed)
+    monkeypatch.setattr(Controller, "_give_back", lambda *_: None)
 
 
 def test_a_controller_that_was_killed_before_the_route_is_finished_by_the_next(
@@ -55,7 +55,7 @@ def test_a_controller_that_was_killed_before_the_route_is_finished_by_the_next(
     other = make_control()
     with pytest.raises(Conflict, match="is at work on m"):
         other.enter(release.id, "canary_5")
-    clock.now += turns.LEASE
+    clock.now += LEASE
     other.enter(release.id, "canary_5")
     assert (on_disk(settings).step, on_disk(settings).share) == ("canary_5", 5)
     assert not other.pending("route")
@@ -74,7 +74,7 @@ def test_a_controller_that_was_killed_before_the_aliases_is_finished_by_the_next
         with pytest.raises(Killed):
             control.promote(release.id)
     assert aliases.names["champion"] == "1"
-    clock.now += turns.LEASE
+    clock.now += LEASE
     opened(make_control(), "3")
     assert aliases.names["champion"] == "2"
 
@@ -111,7 +111,7 @@ def test_a_controller_that_slept_through_its_turn_writes_nothing(
 
     def oversleep() -> None:
         with sleeper.turn() as turn:
-            clock.now += turns.LEASE
+            clock.now += LEASE
             other.pause(release.id, actor="ann", reason="look")
             turn.move(sleeper.ledger.release(release.id), Event.ABORT, actor="late", reason="late")
 
@@ -128,7 +128,7 @@ def test_a_turn_ends_by_itself_even_if_nobody_else_took_it(make_control: MakeCon
 
     def oversleep() -> None:
         with control.turn() as turn:
-            clock.now += turns.LEASE
+            clock.now += LEASE
             turn.move(release, Event.ABORT, actor="late", reason="late")
 
     with pytest.raises(Fenced, match="ran out"):
@@ -139,7 +139,7 @@ def test_a_lease_from_before_the_clock_was_put_back_is_taken_over(make_control: 
     control, other = make_control(), make_control()
     promoted(control, "1")
     release = in_step(control, "2")
-    control.ledger.lease("m", "killed", ttl=turns.LEASE, now=clock())
+    control.ledger.lease("m", "killed", ttl=LEASE, now=clock())
     with pytest.raises(Conflict, match="killed is at work"):
         other.pause(release.id, actor="ann", reason="look")
     clock.now -= timedelta(hours=1)

@@ -69,7 +69,7 @@ def test_f23_the_spec_is_edited(make_world: Callable[..., World], injected: Inje
         assert [verdict.name for verdict in decision.verdicts] == ["error_rate"]
         assert decision.verdicts[0].threshold == 0.05
         if edit == "other steps":
-            with pytest.raises(NotFound, match="its steps: warm_up, canary_50, canary_100"):
+            with pytest.raises(NotFound, match="it has the steps warm_up, canary_50, canary_100; this task"):
                 control.enter(release.id, "canary_7")
         control.enter(release.id, "canary_100")
         after = world.ledger.route(world.model)

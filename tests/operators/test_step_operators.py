@@ -340,7 +340,9 @@ class TestASpecThatChanged:
         control.enter(release.id, "warm_up")
         control.enter(release.id, "shadow")
         self.write(home, (100,))
-        with pytest.raises(AirflowFailException, match=r"canary_5 comes before canary_100.*rollout in the file changed"):
+        with pytest.raises(
+            AirflowFailException, match=r"canary_5 comes before canary_100.*rollout in the file changed"
+        ):
             step_of(release, "canary_100").execute(make_context())  # type: ignore[arg-type]
 
 

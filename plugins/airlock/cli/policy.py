@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from airlock import settings
 from airlock.cli.output import AsJson, Exit, err, fail, out, print_json, reported
+from airlock.cli.policy_report import as_document, tell, tell_plot, tell_repeated
 
 if TYPE_CHECKING:
     from airlock.control import ReleaseControl
     from airlock.core.release import Release
-    from airlock.core.replay_report import Repeated, ReplayReport
     from airlock.core.replay_traffic import Glance, Rhythm
     from airlock.core.spec import ModelSpec
     from airlock.steps.replay import Recorded
@@ -175,17 +175,17 @@ def _replay_recorded(
             "model": spec.model,
             "recorded": {"since": log.since, "until": log.until, "requests": log.requests},
             "caveat": log.caveat,
-            **_document(report),
+            **as_document(report),
         }
         print_json(document)
         return
     out.print(f"{spec.model}: {who}, {log.requests:,} requests from {log.since} to {log.until}")
-    _tell(report)
+    tell(report)
     out.print(f"[bold]how wrong[/bold]: {report.wrong or 'all of the traffic says the same'}", markup=True)
     for fact in report.unknown:
         out.print(f"not known: {fact}", markup=False)
     out.print(f"\n{log.caveat}.", markup=False)
-    _tell_plot(plot)
+    tell_plot(plot)
 
 
 def _simulated(
@@ -222,55 +222,14 @@ def _simulated(
             "seed": seed,
             "truth": {"means": true.means, "bad": true.bad},
             "repeated": found.model_dump(mode="json"),
-            **_document(reports[0]),
+            **as_document(reports[0]),
         }
         print_json(document)
         return
     out.print(f"{spec.model}: {simulation.requests:,} simulated requests at {simulation.rate:g} a minute, seed {seed}")
-    _tell(reports[0])
-    _tell_repeated(found)
-    _tell_plot(plot)
-
-
-def _tell(report: ReplayReport) -> None:
-    """The decisions as a table, and the end."""
-    from rich.table import Table
-
-    table = Table("request", "time", "step", "decision", "by", "reason", box=None, pad_edge=False)
-    for decided in report.decisions:
-        when = f"{decided.at:%Y-%m-%d %H:%M:%S}"
-        table.add_row(f"{decided.request:,}", when, decided.step, decided.action, decided.by, decided.reason)
-    out.print(table, markup=False)
-    out.print(f"[bold]end[/bold]: {report.ending.replace('_', ' ')}", markup=True)
-    if not report.decisions or report.ending in ("promoted", "unfinished"):
-        out.print(report.reason, markup=False)
-
-
-def _tell_repeated(found: Repeated) -> None:
-    said = f"the truth breaks {', '.join(found.bad)}" if found.bad else "the truth keeps every bound"
-    count = found.missed if found.bad else found.false_rollbacks
-    if found.runs == 1:
-        taken_back = "was taken back" if "rolled_back" in found.endings else "was not taken back"
-        out.print(f"[bold]how wrong[/bold]: {said} and it {taken_back}: {'wrong' if count else 'right'}")
-        return
-    out.print(
-        f"[bold]how wrong[/bold]: {said}; {'missed' if found.bad else 'falsely taken back'} in {count} of {found.runs} "
-        f"({100 * found.rate:.2g} %, 95 % interval {100 * found.low:.2g} to {100 * found.high:.2g} %)"
-    )
-    if found.to_detection:
-        name = "requests until it was taken back"
-        out.print(f"{name}: median {found.to_detection['median']:,.0f}, p90 {found.to_detection['p90']:,.0f}")
-    endings = ", ".join(f"{number} {ending.replace('_', ' ')}" for ending, number in sorted(found.endings.items()))
-    out.print(f"of {found.runs} runs: {endings}; the table shows the first")
-
-
-def _tell_plot(plot: Path | None) -> None:
-    if plot is not None:
-        out.print(f"drawn to {plot}", markup=False)
-
-
-def _document(report: ReplayReport) -> dict[str, Any]:
-    return {**report.model_dump(mode="json"), "wrong": report.wrong, "over": list(report.over)}
+    tell(reports[0])
+    tell_repeated(found)
+    tell_plot(plot)
 
 
 def _simulation(text: str) -> Simulation:

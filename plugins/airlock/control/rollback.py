@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from airlock.control.controller import Controller
 from airlock.control.projection import read_ejection
 from airlock.control.traffic import Traffic
-from airlock.control.turn import CONTROLLER, Controller, Turn
+from airlock.control.turn import CONTROLLER, Turn
 from airlock.core.decide import Decision, Evidence, breach, ejected
 from airlock.core.errors import AirlockError, NotFound, NotPossible
 from airlock.core.release import HELD, LIVE, TERMINAL, WAITING, Event, Phase, Release, next_phase

@@ -1,4 +1,5 @@
 """What the evidence says about a release: wait, go on, hold, or take it back.
+A step and what labels say later are decided in one module, because both turn the same verdicts into the same words.
 
 Everything here is pure: the same release, evidence and time always give the same decision, whoever asks and however
 often. Whatever is missing, unknown or not a number is waited for until the step's deadline, and is never a pass.

@@ -1,4 +1,5 @@
 """Guards: judgements of live traffic that may be made after every request.
+What breaks a limit and what passes it are in one module, because both ask the same test of the same counters.
 
 The gateway ejects with :func:`breach`, the control plane judges with :func:`judge`, a replay with both: they
 hold the same counters against the same limits by the same anytime-valid tests (core/sequential.py), mixed over the

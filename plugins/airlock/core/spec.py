@@ -1,4 +1,5 @@
 """The model spec: everything that Airlock knows about a model, as frozen typed values.
+It is as long as a spec has parts: one class for each, to be read beside the YAML.
 
 A spec is one YAML file, ``dags/models/<model>.yaml``. Unknown keys are refused, durations are
 written ``90s``, ``15m``, ``6h`` or ``14d``, and every default is in a policy and nowhere else. Gates, guards and the

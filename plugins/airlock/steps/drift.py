@@ -1,4 +1,6 @@
-"""Drift: what the model is asked now, held against what its champion was trained on, by Evidently."""
+"""Drift: what the model is asked now, held against what its champion was trained on, by Evidently.
+What is measured, its verdict and its report are one module, because they must speak of the same columns.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """What the gateway counted of a candidate, from its prediction log, for a replay.
+Requests, labels and outcomes are read in one module, because they are matched by the same rows of the log.
 
 Each entry of the log was written when it was counted, so the log's order is the gateway's. An answer of the candidate
 is one observation, together with its comparison where it was scored in shadow; where it was served, the comparison

@@ -1,4 +1,6 @@
-"""Tuning and training: from a training set to a fitted pipeline and the MLflow run that tells how."""
+"""Tuning and training: from a training set to a fitted pipeline and the MLflow run that tells how.
+It is one module because it is one run: the trials, the fit and the figures share the split and the seed.
+"""
 
 from __future__ import annotations
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Unpack
 from uuid import UUID
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
 from asgiref.sync import sync_to_async
 
-from airlock.triggers.ledger import LedgerTrigger, LedgerWatch
+from airlock.triggers.ledger import LedgerTrigger, LedgerWatch, Watched
 
 
 class ApprovalTrigger(LedgerTrigger):
@@ -26,17 +25,8 @@ class ApprovalTrigger(LedgerTrigger):
     :param expires_at: ISO time after which no answer counts
     """
 
-    def __init__(
-        self,
-        *,
-        ti_id: str,
-        expires_at: str,
-        ledger_conn_id: str,
-        release: str,
-        seen: Mapping[str, Any],
-        interval: float = 2.0,
-    ) -> None:
-        super().__init__(ledger_conn_id=ledger_conn_id, release=release, seen=seen, interval=interval)
+    def __init__(self, *, ti_id: str, expires_at: str, **watched: Unpack[Watched]) -> None:
+        super().__init__(**watched)
         self.ti_id = ti_id
         self.expires_at = expires_at
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
@@ -60,6 +60,15 @@ class LedgerWatch:
         return now != dict(self._seen)
 
 
+class Watched(TypedDict):
+    """What every ``LedgerTrigger`` is given."""
+
+    ledger_conn_id: str
+    release: str
+    seen: Mapping[str, Any]
+    interval: NotRequired[float]
+
+
 class LedgerTrigger(BaseTrigger):
     """Fire once when the ledger has moved on.
 
@@ -69,12 +78,12 @@ class LedgerTrigger(BaseTrigger):
     :param interval: seconds between two looks
     """
 
-    def __init__(self, *, ledger_conn_id: str, release: str, seen: Mapping[str, Any], interval: float = 2.0) -> None:
+    def __init__(self, **watched: Unpack[Watched]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger_conn_id = ledger_conn_id
-        self.release = release
-        self.seen = seen
-        self.interval = interval
+        self.ledger_conn_id = watched["ledger_conn_id"]
+        self.release = watched["release"]
+        self.seen = watched["seen"]
+        self.interval = watched.get("interval", 2.0)
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Any, Unpack
 
 import httpx
 from airflow.triggers.base import TriggerEvent
 
 from airlock.triggers.gateway import gateway_status
-from airlock.triggers.ledger import LedgerTrigger, LedgerWatch
+from airlock.triggers.ledger import LedgerTrigger, LedgerWatch, Watched
 
 
 class ClearWayTrigger(LedgerTrigger):
@@ -21,17 +21,8 @@ class ClearWayTrigger(LedgerTrigger):
     :param gateway_url: where the gateway is
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        gateway_url: str,
-        ledger_conn_id: str,
-        release: str,
-        seen: Mapping[str, Any],
-        interval: float = 2.0,
-    ) -> None:
-        super().__init__(ledger_conn_id=ledger_conn_id, release=release, seen=seen, interval=interval)
+    def __init__(self, *, model: str, gateway_url: str, **watched: Unpack[Watched]) -> None:
+        super().__init__(**watched)
         self.model = model
         self.gateway_url = gateway_url
 
