@@ -2,7 +2,7 @@
 
 The order of the product is ledger, route, aliases. Each action is done once undisturbed, which tells its points; then
 once for every point, by a process that is killed right there. The next to come is ``reconcile`` or the action again.
-A client asks a real gateway all the time.
+A client asks a real gateway all the time. On PostgreSQL the fast form does what has every kind of effect: a promotion.
 """
 
 from __future__ import annotations
@@ -84,7 +84,13 @@ def passed(points: Points, world: World, action: str, release: str) -> list[str]
     return points.passed
 
 
-@pytest.mark.parametrize("action", list(WEIGHTS))
+ACTIONS = [
+    *(("sqlite", action) for action in WEIGHTS),
+    *(pytest.param("postgresql", action, marks=() if action == "promote" else pytest.mark.slow) for action in WEIGHTS),
+]
+
+
+@pytest.mark.parametrize(("ledger_url", "action"), ACTIONS, indirect=["ledger_url"])
 def test_f1_f2_killed_at_every_point(
     make_world: Callable[..., World], start: Callable[..., Worker], injected: Injected, action: str
 ) -> None:
