@@ -19,6 +19,7 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 from airlock.core.errors import AirlockError, NotFound, NotPossible, Unavailable
+from airlock.tls import trusted
 
 _ATTEMPTS = 4
 _PAGE = 100
@@ -92,7 +93,7 @@ class AirflowApi:
     def __init__(self, url: str, user: str, password: str, *, transport: httpx.BaseTransport | None = None) -> None:
         self._user = user
         self._password = password
-        self._client = httpx.Client(base_url=url, timeout=20.0, transport=transport)
+        self._client = httpx.Client(base_url=url, timeout=20.0, transport=transport, verify=trusted())
         self._url = url
         self._token: str | None = None
 

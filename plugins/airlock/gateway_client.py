@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from airlock.core.errors import AirlockError, DataInvalid, NotFound, Unavailable
 from airlock.core.tally import GatewayStatus
+from airlock.tls import trusted
 
 
 class GatewayClient:
@@ -93,7 +94,7 @@ class GatewayClient:
 
     @cached_property
     def _http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=self.timeout)
+        return httpx.Client(base_url=self.url, timeout=self.timeout, verify=trusted())
 
     def _send(self, method: str, path: str, content: Mapping[str, Any] | None = None) -> httpx.Response:
         try:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import httpx
 
+from airlock.tls import trusted
 from tests.support.tiny_models import GOOD_ROW
 from tests.support.waiting import wait_until
 
@@ -44,7 +45,7 @@ class Client:
 
     def _ask(self) -> None:
         number = 0
-        with httpx.Client(timeout=10) as http:
+        with httpx.Client(timeout=10, verify=trusted()) as http:
             while not self._ended.is_set():
                 number += 1
                 try:

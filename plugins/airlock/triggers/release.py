@@ -16,6 +16,7 @@ from airlock.core.polls import Polls
 from airlock.core.release import Release
 from airlock.core.route import Limit
 from airlock.core.spec import ModelSpec
+from airlock.tls import trusted
 from airlock.triggers.gateway import gateway_status
 from airlock.triggers.ledger import LedgerWatch
 
@@ -81,7 +82,7 @@ class ReleaseStepTrigger(BaseTrigger):
         # Of a clock that stands still while nothing runs: a triggerer that was down has not polled.
         polled_at = time.monotonic()
         watch = LedgerWatch(self.ledger_conn_id, release.id, {"release": release.model_dump(mode="json")})
-        async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as client:
+        async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0, verify=trusted()) as client:
             while True:
                 # Waiting comes first: the operator has just looked, and a task that is woken up before
                 # the scheduler has seen it pause counts as killed.

@@ -10,6 +10,7 @@ import httpx
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airlock.core.tally import GatewayStatus
+from airlock.tls import trusted
 from airlock.triggers.gateway import gateway_status
 
 
@@ -46,7 +47,7 @@ class VersionServedTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as client:
+        async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0, verify=trusted()) as client:
             while True:
                 # Waiting comes first: a task that is woken up before the scheduler has seen it pause counts as killed.
                 await asyncio.sleep(self.interval)

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import httpx
 from airflow.triggers.base import TriggerEvent
 
+from airlock.tls import trusted
 from airlock.triggers.gateway import gateway_status
 from airlock.triggers.ledger import LedgerTrigger, LedgerWatch, Watched
 
@@ -31,7 +32,7 @@ class ClearWayTrigger(LedgerTrigger):
         return path, {**kwargs, "model": self.model, "gateway_url": self.gateway_url}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0) as self._client:
+        async with httpx.AsyncClient(base_url=self.gateway_url, timeout=2.0, verify=trusted()) as self._client:
             async for event in super().run():
                 yield event
 
