@@ -220,6 +220,7 @@ def plot(cells: list[dict[str, Any]], folder: Path) -> Path:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     cells = [found for found in cells if found["guard"] != "served"]  # of which there is one truth alone
     watched = list(dict.fromkeys((found["guard"], found["rate"]) for found in cells))
@@ -234,6 +235,7 @@ def plot(cells: list[dict[str, Any]], folder: Path) -> Path:
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_xticks([0.2, 0.5, 1, 2, 3], ["0.2", "0.5", "1", "2", "3"])
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.set_xlim(truths[0], truths[-1])
         axis.set_ylim(0, 100)
         axis.set_title(f"{guard}, {rate} requests a minute", fontsize=8)
