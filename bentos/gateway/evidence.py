@@ -64,7 +64,9 @@ class Lost(NamedTuple):
 
 
 class Counted(Protocol):
-    """Whatever has evidence, which is another one after each route."""
+    """Whatever has evidence, which is another one after each route. ``unwritten``: why it cannot be kept, if so."""
+
+    unwritten: str | None
 
     @property
     def evidence(self) -> Evidence: ...
@@ -171,7 +173,6 @@ class Keeper:
         self._models = models
         # One thread: a write that is still under way at the stop ends before the last one begins.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="airlock-evidence")
-        self._failed: str | None = None
 
     async def run(self) -> None:
         """Keep what is counted while somebody is judged by it, until cancelled."""
@@ -187,28 +188,44 @@ class Keeper:
     async def _write(self, models: Sequence[str]) -> None:
         loop = asyncio.get_running_loop()
         for model in models:
-            content = self._models[model].evidence.kept().model_dump_json()
+            served = self._models[model]
+            content = served.evidence.kept().model_dump_json()
             try:
                 await loop.run_in_executor(self._thread, write_durably, self._folder / f"{model}.json", content)
             except OSError as error:
-                if self._failed != str(error):
-                    logger.error("%s: what was counted cannot be written: %s", model, error)  # noqa: TRY400
-                self._failed = str(error)
+                failed = f"what is counted cannot be written, so a restart would lose it: {error}"
+                if served.unwritten != failed:
+                    logger.error("%s: %s", model, failed)  # noqa: TRY400
+                served.unwritten = failed
             else:
-                self._failed = None
+                served.unwritten = None
 
 
-def read_kept(path: Path, model: str) -> Kept | Lost | None:
-    """What an earlier process wrote down of a model. A file that is torn or another model's is said and left out."""
+def read_kept(path: Path, model: str, judged: str | None = None) -> Kept | Lost | None:
+    """What an earlier process wrote down of a model. A file that is torn or another model's is said and left out.
+
+    ``judged`` is the release whose candidate that process was counting; without a file of it something is lost.
+    """
     try:
         kept = Kept.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return None
+        return _lost(model, f"{path} is gone, so counting starts anew") if judged else None
     except (OSError, ValidationError) as error:
-        return _lost(model, f"{path} cannot be read, so counting starts anew: {error}")
+        return _lost(model, f"{path} cannot be read, so counting starts anew: {_first(error)}")
     if kept.model != model:
         return _lost(model, f"{path} is the evidence of {kept.model}, so counting starts anew")
+    if judged and kept.release != judged:
+        return _lost(model, f"{path} is the evidence of release {kept.release}, so counting starts anew")
     return kept
+
+
+def _first(error: OSError | ValidationError) -> str:
+    """The first mistake of a document alone: a file of an unknown form has hundreds."""
+    if isinstance(error, OSError):
+        return str(error)
+    first, *others = error.errors(include_url=False, include_input=False)
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" + (f" (and {len(others)} more)" if others else "")
 
 
 def _lost(model: str, reason: str) -> Lost:

@@ -158,7 +158,10 @@ class RouteTable:
             raise RouteError(f"route {model} generation {route.generation}: versions {strangers} are of another model")
         if route != current:
             write_durably(self._paths.last_good / f"{model}.json", route.to_json())
-        kept = read_kept(self._paths.evidence / f"{model}.json", model) if current is None else None
+        kept = None
+        if current is None:
+            before = path.parent == self._paths.last_good and route.candidate is not None
+            kept = read_kept(self._paths.evidence / f"{model}.json", model, route.release if before else None)
         return Loaded(route, versions, self._ejection(model), kept)
 
     def _version(self, name: str, bundle: Bundle) -> Version:

@@ -109,6 +109,7 @@ class Served:
         kept: Kept | Lost | None = None,
     ) -> None:
         self.error: str | None = None
+        self.unwritten: str | None = None
         self.ejection = _still(ejection, route)
         self.effect = Effect(route, versions, self.ejection.version if self.ejection else None)
         self.evidence = Evidence(route, kept)
@@ -188,7 +189,7 @@ class Served:
             checkpoints=evidence.counters.checkpoints,
             units=evidence.counters.units,
             error=self.error,
-            lost=evidence.lost,
+            lost=evidence.lost or self.unwritten,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from gateway.evidence import SERVED, SHADOW, Evidence, Kept, Lost, read_kept
+from gateway.paths import write_durably
 
 from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge
@@ -189,14 +191,76 @@ def test_without_a_file_that_can_be_read_counting_starts_anew(
         await ask(gateway)
 
     in_gateway(tmp_path, body)
-    assert ("counting starts anew" in caplog.text) is (content is not None)
+    assert "counting starts anew" in caplog.text
     in_gateway(tmp_path, lambda gateway: _note_lost(gateway, told))
     assert told[0] == told[1], "it is lost for as long as the release lasts"
-    assert ("counting starts anew" in (told[0] or "")) is (content is not None)
+    assert "counting starts anew" in (told[0] or "")
+    assert len(told[0] or "") < 400, "it ends up in the reasons of decisions"
 
 
 async def _note_lost(gateway: Running, told: list[str | None]) -> None:
     told.append((await gateway.status()).lost)
+
+
+def test_evidence_of_the_release_before_is_none_of_this_one(tmp_path: Path, to_step: Callable[..., Route]) -> None:
+    """The disk was full from one release to the next, and then the gateway was killed."""
+    publish(tmp_path, to_step("canary_5"))
+    in_gateway(tmp_path, _asked)
+    file = tmp_path / "gateway" / "evidence" / "late.json"
+    before = file.read_text()
+    publish(tmp_path, to_step("shadow", generation=2, release="r2"))
+    in_gateway(tmp_path, _asked)
+    file.write_text(before)
+
+    async def body(gateway: Running) -> None:
+        status = await gateway.status()
+        assert status.total == {}
+        assert "is the evidence of release r1" in (status.lost or "")
+
+    in_gateway(tmp_path, body)
+
+
+async def _asked(gateway: Running) -> None:
+    await gateway.ask()
+
+
+def test_a_file_of_an_unknown_form_is_told_in_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "late.json"
+    file.write_text(json.dumps({"model": "late", "current": {str(version): None for version in range(200)}}))
+    lost = read_kept(file, "late")
+    assert isinstance(lost, Lost)
+    assert len(lost.reason) < 300
+    assert "more)" in lost.reason
+
+
+def test_that_nothing_can_be_written_down_is_told(
+    tmp_path: Path, to_step: Callable[..., Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = True
+
+    def write(path: Path, content: str) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_durably(path, content)
+
+    monkeypatch.setattr("gateway.evidence.KEEP_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.evidence.write_durably", write)
+    publish(tmp_path, to_step("canary_5"))
+
+    async def body(gateway: Running) -> None:
+        nonlocal full
+
+        async def told() -> bool:
+            return "No space left" in ((await gateway.status()).lost or "")
+
+        async def settled() -> bool:
+            return (await gateway.status()).lost is None
+
+        await wait_until_async(told, "the full disk to be told", seen=gateway.status)
+        full = False
+        await wait_until_async(settled, "the disk with room to be noticed", seen=gateway.status)
+
+    in_gateway(tmp_path, body)
 
 
 def test_sums_that_are_not_finite_come_back_as_they_were(tmp_path: Path, to_step: Callable[..., Route]) -> None:

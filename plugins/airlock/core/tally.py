@@ -266,4 +266,6 @@ class GatewayStatus(BaseModel):
     checkpoints: dict[Scope, tuple[Checkpoint, ...]] | None = None
     units: dict[Scope, dict[str, Sums]] = {}
     error: str | None = Field(None, description="why the newest route document was not taken, if it was not")
-    lost: str | None = Field(None, description="why something that was counted of this release is not known any more")
+    lost: str | None = Field(
+        None, description="why something that was counted of this release is not known any more, or may soon not be"
+    )
