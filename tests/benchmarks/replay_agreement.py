@@ -25,18 +25,16 @@ from tests.support.driven_release import TRUTHS  # noqa: E402
 
 
 def measure(releases: int) -> list[agreement.Agreement]:
-    """So many releases, every other one recorded."""
+    """So many releases, every other one recorded; two with each conduct in turn, one of them with guards by customer
+    or by minute."""
     found = []
     simulations = agreement.truths("simulated")
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(releases // 2):
-            found.append(agreement.of_recorded(TRUTHS[seed % len(TRUTHS)], seed, Path(folder) / f"r{seed}"))
-            found.append(
-                agreement.of_simulated(
-                    simulations[seed % len(simulations)], seed, Path(folder) / f"s{seed}", agreement.set_clock
-                )
-            )
-            agreement.set_clock(time)
+            found.append(agreement.of_recorded(TRUTHS[seed // 2 % len(TRUTHS)], seed, Path(folder) / f"r{seed}"))
+            with agreement.own_clock() as set_clock:
+                truth = simulations[seed // 2 % len(simulations)]
+                found.append(agreement.of_simulated(truth, seed, Path(folder) / f"s{seed}", set_clock))
     return found
 
 

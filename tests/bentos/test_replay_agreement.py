@@ -19,15 +19,9 @@ def test_a_recorded_release_is_replayed_to_the_request(tmp_path: Path, seed: int
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_a_simulated_release_is_replayed_to_the_request(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_simulated_release_is_replayed_to_the_request(tmp_path: Path, seed: int) -> None:
     """The gateway's own counters, and a control plane that looks every second, whether or not anything has changed."""
-
-    def set_clock(clock: object) -> None:
-        monkeypatch.setattr("gateway.evidence.time", clock)
-        monkeypatch.setattr("gateway.evidence.clock", clock)
-
     truths = agreement.truths("simulated")
-    found = agreement.of_simulated(truths[seed % len(truths)], seed, tmp_path, set_clock)
+    with agreement.own_clock() as set_clock:
+        found = agreement.of_simulated(truths[seed % len(truths)], seed, tmp_path, set_clock)
     assert found.replayed == found.happened

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,26 +141,35 @@ def _by_customers(spec: ModelSpec, simulation: Simulation, seed: int) -> Traffic
     return traffic._replace(observations=observations, salt=RELEASE)
 
 
-def set_clock(clock: object) -> None:
-    """Have the gateway's evidence see another time."""
-    evidence.time = clock  # type: ignore[attr-defined]
-    evidence.clock = clock  # type: ignore[attr-defined]
+@contextmanager
+def own_clock() -> Iterator[Callable[[object], None]]:
+    """A setter of the time that the gateway's evidence sees; at the end it sees the real one again."""
+    real = evidence.time, evidence.clock  # type: ignore[attr-defined]
+
+    def set_clock(clock: object) -> None:
+        evidence.time = evidence.clock = clock  # type: ignore[attr-defined]
+
+    try:
+        yield set_clock
+    finally:
+        evidence.time, evidence.clock = real  # type: ignore[attr-defined]
 
 
 def table(found: Iterable[Agreement]) -> str:
-    """By kind and truth: how many there were, how they ended, and how many of them agree."""
-    rows: dict[tuple[str, str], list[Agreement]] = {}
+    """By kind, truth and guards: how many there were, how they ended, and how many of them agree."""
+    rows: dict[tuple[str, str, str], list[Agreement]] = {}
     for one in found:
-        rows.setdefault((one.how, one.truth), []).append(one)
-    head = ("release", "candidate", "releases", "rolled back", "after requests", "same end, step and request")
+        guards = "some by key or minute" if one.seed % 2 else "by request"
+        rows.setdefault((one.how, one.truth, guards), []).append(one)
+    head = ("release", "candidate", "guards", "releases", "rolled back", "after requests", "same end, step and request")
     head += ("same words too", "steps left that the policy would not leave")
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-    for (how, truth), releases in rows.items():
+    for (how, truth, guards), releases in sorted(rows.items()):
         back = [one.happened for one in releases if one.happened.ended == "rolled_back" and one.happened.left]
         requests = sorted(one.left[-1][0] for one in back)
         reach = f"{requests[0]:,} to {requests[-1]:,}" if requests else "-"
         same = sum(one.requests and one.happened.ended == one.replayed.ended for one in releases)
-        cells = (how, truth, len(releases), len(back), reach, same, sum(one.whole for one in releases))
+        cells = (how, truth, guards, len(releases), len(back), reach, same, sum(one.whole for one in releases))
         cells += (sum(one.disputed for one in releases),)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
