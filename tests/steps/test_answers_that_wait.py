@@ -1,4 +1,4 @@
-"""Which answers a label settles: those to a key that is asked again, and those that the champion did not give too."""
+"""Which answers a label is due for: the first to each key, and in pairs those that the champion was asked too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from airlock.core.counters import Counters
 from airlock.core.guards import judge, limits_of
 from airlock.core.verdict import Status, Verdict
 from airlock.settings import Settings
-from airlock.steps import arrivals, evidence, evidence_state, labels, outcomes
+from airlock.steps import evidence, evidence_state, labels, once, outcomes
 from tests.support.release_log import RELEASE, START, Memory, entry, write_part
 from tests.support.toy_model import toy_settings, toy_spec
 
@@ -59,15 +59,15 @@ def verdicts(late: Any) -> dict[str, Verdict]:
     return {verdict.name: verdict for verdict in judge(limits, Counters(), late=late)}
 
 
-def test_a_key_that_is_asked_again_after_its_label_was_used_is_settled_by_it(here: Settings) -> None:
+def test_a_key_that_is_asked_again_is_due_once(here: Settings) -> None:
     store = Memory()
     answer(here, 1, ["ann", "bob"])
     label(here, ["ann", "bob"])
     look(here, store, until=after(200))
     answer(here, 2, ["ann", "bob", "ann"], start=10)
     late = look(here, store)
-    assert (late.answers, late.due, late.labelled) == (5, 5, 5)
-    assert late.of_pairs == {"paired_loss_brier": (5, 5)}
+    assert (late.answers, late.due, late.labelled) == (5, 2, 2)
+    assert late.of_pairs == {"paired_loss_brier": (2, 2)}
     assert late.observations["label_accuracy"].n == 2, "each key counts once"
     assert {verdict.status for verdict in verdicts(late).values()} == {Status.PASS}
     assert look(here, Memory()) == late
@@ -82,7 +82,7 @@ def test_a_correction_is_not_used_for_a_key_that_is_asked_again(here: Settings) 
     look(here, store)
     answer(here, 2, ["ann"], start=10)
     late = look(here, store)
-    assert (late.due, late.labelled, late.observations["label_accuracy"].n) == (2, 2, 1)
+    assert (late.due, late.labelled, late.observations["label_accuracy"].n) == (1, 1, 1)
 
 
 def test_an_outcome_is_used_once_too(here: Settings) -> None:
@@ -99,18 +99,45 @@ def test_an_outcome_is_used_once_too(here: Settings) -> None:
     assert look(here, store).observations["business_revenue"].n == 1
 
 
-def test_of_used_keys_the_newest_are_kept_and_an_older_one_s_label_is_missing(
-    here: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(arrivals, "MOST_USED", 2)
+def test_a_key_that_is_asked_and_delivered_again_and_again_is_observed_once(here: Settings) -> None:
     store = Memory()
-    for number, key in enumerate(("ann", "bob", "cid")):
-        answer(here, number, [key], start=number)
-        label(here, [key])
-        look(here, store)
-    answer(here, 9, ["ann", "cid"], start=10)
+    for day in range(3):
+        for number, key in enumerate(("ann", "bob", "cid")):
+            answer(here, 10 * day + number, [key], start=10 * day + number)
+            label(here, ["ann", "bob", "cid"], float(day == 0), known=100 + day)
+            look(here, store)
     late = look(here, store)
-    assert (late.due, late.labelled) == (5, 4)
+    assert (late.answers, late.due, late.labelled) == (9, 3, 3)
+    assert (late.observations["label_accuracy"].n, late.observations["label_accuracy"].total) == (3, 0)
+    assert look(here, Memory()) == late
+
+
+def test_a_key_whose_slot_is_taken_is_neither_due_nor_observed(here: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(once, "SLOTS", 64)
+    store, keys = Memory(), [f"k{number}" for number in range(200)]
+    for part in range(4):
+        answer(here, part, keys[50 * part : 50 * part + 50], start=50 * part)
+        label(here, keys[50 * part : 50 * part + 50])
+        look(here, store)
+    late = look(here, store)
+    assert 40 < late.due == late.labelled == late.observations["label_accuracy"].n <= 64
+    assert look(here, Memory()) == late
+
+
+def test_who_is_asked_often_does_not_thin_out_the_labels_that_are_missing(here: Settings) -> None:
+    """Of 100 keys ten get no label, which could hide a loss of a tenth, however often the others are asked again."""
+    store, keys = Memory(), [f"k{number}" for number in range(100)]
+    answer(here, 1, keys)
+    label(here, keys[:90])
+    for again in range(1, 10):
+        answer(here, 1 + again, [*keys[:90], *keys[:90]], start=1000 * again)
+        look(here, store)
+    late = look(here, store)
+    assert (late.answers, late.due, late.labelled) == (100 + 9 * 180, 100, 90)
+    assert late.of_pairs == {"paired_loss_brier": (100, 90)}
+    paired = verdicts(late)["paired_loss_brier"]
+    assert (paired.status, paired.details["missing_share"]) == (Status.INCONCLUSIVE, pytest.approx(0.1))
+    assert look(here, Memory()) == late
 
 
 def test_where_a_sample_is_observed_keys_that_are_asked_again_are_of_it(

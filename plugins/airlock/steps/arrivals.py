@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from airlock.steps import evidence_state
-from airlock.steps.evidence_state import MOST_EARLY, MOST_USED, Floats, Ints, State, Stream
+from airlock.steps import evidence_state, once
+from airlock.steps.evidence_state import MOST_EARLY, Floats, Ints, State, Stream
 from airlock.steps.hash_join import Hashes, Places, meet
-from airlock.steps.log_rows import NO_KEY, Answers, Asked, chosen, select
+from airlock.steps.log_rows import ANSWERED, NO_KEY, Answers, Asked, Half, chosen, select
 
 if TYPE_CHECKING:
     import duckdb
 
 LABEL = "label"
 """The stream of labels; the other streams are outcomes, by name."""
+
+SERVED = "served"
+"""The keys that were served by either version; see steps/once.py."""
 
 _ALL = 2**64 - 1
 _ALWAYS = np.iinfo(np.int64).min
@@ -43,8 +46,7 @@ class Values(NamedTuple):
 class Matched(NamedTuple):
     """Answers that were joined to what became of them, in the order in which that became known; each key once.
 
-    ``settled_us`` holds the event times of all answers that wait no longer, of those to one key every one, and
-    ``pairs_us`` those of them that the champion gave as well.
+    ``settled_us`` holds the event times of these answers, and ``pairs_us`` of them that the champion gave as well.
     """
 
     values: Floats
@@ -54,10 +56,14 @@ class Matched(NamedTuple):
     pairs_us: Ints
 
 
-def served(asked: Asked) -> Answers:
-    """Answers that an outcome may come of: those that a client got from the version that the shares chose."""
+def served(asked: Asked, state: State) -> Answers:
+    """Answers that an outcome may come of: those that a client got from the version that the shares chose, the first
+    of each key in the release."""
     half = asked.half
-    chosen = half.only(half.served & ~np.isnan(half.score) & ~half.stood_in & ~asked.pinned)
+    keyed = half.key != NO_KEY
+    chosen = half.only(half.served & ~np.isnan(half.score) & ~half.stood_in & ~asked.pinned & keyed)
+    order = np.lexsort((chosen.ours, chosen.row, chosen.asked_us))
+    chosen = chosen.only(once.first(state, SERVED, chosen.key, order))
     nobody = np.full(chosen.score.size, np.nan)
     alone = np.zeros(chosen.score.size, bool)
     return Answers(chosen.key, chosen.asked_us, chosen.event_us, chosen.ours.astype(np.float64), nobody, alone)
@@ -74,16 +80,13 @@ def match(
 ) -> Matched:
     """Join answers that wait to what became of them by ``until_us``, and keep what goes on waiting.
 
-    Which answers are observed is settled before any of their values is used (see ``Stream``). One that has waited
-    for ``patience_us`` since its event may have to make room: then its value stays missing. What became of a key is
-    used once: it settles the answers to that key that come later, and what is delivered for it later is not used.
+    ``fresh`` has each key once, and none that was asked before. Which answers are observed is settled before any of
+    their values is used (see ``Stream``). One that has waited for ``patience_us`` since its event may have to make
+    room: then its value stays missing. What is delivered for a key that was settled is not used.
     """
     kind = state.streams.setdefault(stream, Stream())
     waiting, early = state.table(f"waiting {stream}"), state.table(f"early {stream}")
-    (known,) = state.table(f"used {stream}") or [np.empty(0, np.uint64)]
     fresh = fresh.only(fresh.key != NO_KEY)
-    is_again = np.isin(fresh.key, known)
-    again, fresh = fresh.only(is_again), fresh.only(~is_again)
     is_fresh = np.ones(fresh.key.size, bool)
     answers = fresh
     if waiting:
@@ -91,7 +94,7 @@ def match(
         is_fresh = np.arange(answers.key.size) < fresh.key.size
     values = _read(connection, stream, files)
     values = values.then(Values(*early)) if early else values
-    values = values.only(~np.isin(values.key, known))
+    values = values.only(~_settled(state, stream, values.key, answers.key))
     held = values.known >= until_us
     later, values = values.only(held), values.only(~held)
     chosen, of_chosen, gone, used = _join(answers, values)
@@ -102,16 +105,13 @@ def match(
     observed = np.ones(answers.key.size, bool)
     if is_fresh.any():
         kind.fit(int(np.count_nonzero(waits & ~is_fresh)), answers.key[waits & is_fresh])
-    state.put(f"used {stream}", [np.concatenate([known, answers.key[chosen]])[-MOST_USED:]])
     if kind.halvings:
         observed = ~is_fresh | (answers.key < kind.below)
-        is_observed = again.key < kind.below
         if stream == LABEL:
             # What is not observed is neither due nor labelled, so that their ratio stays that of a fair sample.
-            left_out = answers.only(~observed).then(again.only(~is_observed))
+            left_out = answers.only(~observed)
             state.maturing.count(left_out.event_us, -1, 0)
             state.pairs.count(left_out.event_us[left_out.pairable], -1, 0)
-        again = again.only(is_observed)
         # The share for those whose value came before them may have risen by the next looks.
         spare = spare.only(spare.key < min(_ALL, kind.below << 2))
         of_chosen, chosen = of_chosen[observed[chosen]], chosen[observed[chosen]]
@@ -125,9 +125,18 @@ def match(
     state.put(f"early {stream}", spare)
     order = _in_order(values.known[of_chosen], values.key[of_chosen])
     mine = answers.only(chosen[order])
-    settled = answers.only(gone & observed).then(again)
-    in_pairs = settled.event_us[~np.isnan(settled.theirs)]
-    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, settled.event_us, in_pairs)
+    in_pairs = mine.event_us[~np.isnan(mine.theirs)]
+    return Matched(values.value[of_chosen[order]], mine.ours, mine.theirs, mine.event_us, in_pairs)
+
+
+def _settled(state: State, stream: str, keys: Hashes, waiting: Hashes) -> npt.NDArray[np.bool_]:
+    """Which of these keys no answer waits of, and none is going to: it was observed, or never will be."""
+    asked = once.known(state, ANSWERED if stream == LABEL else SERVED, keys)
+    awaited = [waiting]
+    if stream == LABEL and (halves := state.table("halves")):
+        awaited.append(Half(*halves).key)
+    asked[asked] = ~np.isin(keys[asked], np.concatenate(awaited))
+    return asked
 
 
 def _read(connection: duckdb.DuckDBPyConnection, stream: str, files: Sequence[str]) -> Values:
@@ -156,7 +165,7 @@ def _join(answers: Answers, values: Values) -> tuple[Places, Places, npt.NDArray
 def _join_repeated(
     answers: Answers, values: Values
 ) -> tuple[Places, Places, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """The same, where a key was asked or delivered several times: the first by time, and the smallest of those."""
+    """The same, where a key was delivered several times: the first by time, and the smallest of those."""
     size = answers.key.size
     keys = np.concatenate([answers.key, values.key])
     times = np.concatenate([answers.asked_us, values.known])

@@ -4,10 +4,10 @@ A look reads the files that have come since the look before it and keeps a state
 (steps/evidence_state.py). What is observed:
 
 - A request that candidate and champion both answered is one observation of their difference.
-- A label is used once, with the first answer to its key: the candidate's, and the champion's to the same question
-  where there is one, whichever of them the client got. The label of a key that is used first stays used; a correction
-  that comes later is for the next training, not for a test that has looked already. It settles every answer to its
-  key, also those that are given later: they wait for no other label.
+- A key is due once, with its first answer in the release, and its label is used once, with that answer: the
+  candidate's, and the champion's to the same question where there is one, whichever of them the client got. A key that
+  is asked again is not waited for again. The label that came first stays used; a correction that comes later is for
+  the next training, not for a test that has looked already.
 - Where a limit compares with the champion, an answer that the champion should have given too and did not is missing,
   label or not.
 - An outcome belongs to whoever answered the client. Answers that a pin chose, or that stood in for another version,
@@ -201,11 +201,14 @@ class _Look:
         state.next_us = None
         with log_rows.opened() as connection:
             rows = log_rows.read(connection, self._spec, self._release, self._champion, state, _paths(asked))
+            served = arrivals.served(rows, state) if named else None
+            rows = log_rows.first_answers(rows, state)
             log_rows.count(rows, state, self._slow)
             answers = log_rows.pair(rows, self._spec, state, self._until_us)
             self._take_labels(connection, state, answers, _paths(labels))
-            for name, part in named.items():
-                self._take_outcomes(connection, state, name, arrivals.served(rows), _paths(part))
+            if served is not None:
+                for name, part in named.items():
+                    self._take_outcomes(connection, state, name, served, _paths(part))
         for name, found in groupby(sorted(files), key=lambda file: file[0]):
             state.folders[name].read(mark for _, mark, _ in found)
         state.maturing.settle(self._until_us)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from airlock.core.tally import Sums, Tally
 
-FORMAT = 3
+FORMAT = 4
 MOST_NAMES = 1_000
 """Names of read files that are kept for one folder, the newest; of older ones only the number is kept."""
 MOST_HALVES = 10_000
@@ -31,8 +31,6 @@ MOST_WAITING = 10_000
 """Answers that wait for their label, or for an outcome. From half as many on a sample of the keys is observed."""
 MOST_EARLY = 10_000
 """Labels, or values of an outcome, that wait for their answer: the newest."""
-MOST_USED = 50_000
-"""Keys whose label, or outcome, was used: the newest. Where an older one is asked again its label counts as missing."""
 MOST_SURPLUS = 100
 """Outcomes of one version that wait for one of the other, the newest: pairs are of about the same time."""
 
@@ -177,10 +175,11 @@ class State(_Part):
     """Everything that a look needs of the looks before it.
 
     ``basis`` says what the sums are of; ``first_generation`` is the first route generation of the release that was
-    seen and ``first_day`` the first day whose log can be its own. ``maturing`` is about all answers, ``pairs`` about
-    those that the champion should have given too, which count as labelled if it did. ``newest_us`` is the newest time
-    of the log, and ``next_us`` the time after which something that waits is to be looked at again. ``tables`` are small
-    Arrow tables by name, in Arrow's own format as base64: what waits, row by row, with hashes for keys.
+    seen and ``first_day`` the first day whose log can be its own. ``maturing`` is about the first answers to all keys,
+    ``pairs`` about those that the champion should have given too, which count as labelled if it did. ``newest_us`` is
+    the newest time of the log, and ``next_us`` the time after which something that waits is to be looked at again.
+    ``tables`` are small Arrow tables by name, in Arrow's own format as base64: what waits, row by row, with hashes for
+    keys, and which keys were asked (steps/once.py).
     """
 
     format: int = FORMAT
@@ -210,13 +209,15 @@ class State(_Part):
         table = pa.ipc.open_stream(base64.b64decode(self.tables[name])).read_all()
         return [column.to_numpy() for column in table.columns]
 
-    def put(self, name: str, columns: Sequence[npt.NDArray[Any]]) -> None:
+    def put(self, name: str, columns: Sequence[npt.NDArray[Any]], *, packed: bool = False) -> None:
+        """Keep a table; ``packed``: compressed, which pays where most of it is alike."""
         if not len(columns[0]):
             self.tables.pop(name, None)
             return
         batch = pa.record_batch([pa.array(column) for column in columns], names=[str(n) for n in range(len(columns))])
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.schema) as writer:
+        options = pa.ipc.IpcWriteOptions(compression="zstd" if packed else None)
+        with pa.ipc.new_stream(sink, batch.schema, options=options) as writer:
             writer.write_batch(batch)
         self.tables[name] = base64.b64encode(sink.getvalue()).decode()
 

@@ -23,6 +23,7 @@ from airlock.core.limits import answers_apart, limits_of
 from airlock.core.release import Release
 from airlock.core.spec import ModelSpec, Task
 from airlock.core.tally import BUCKETS, Sums, Tally
+from airlock.steps import once
 from airlock.steps.evidence_state import HALF_LIFE, MOST_HALVES, Floats, Ints, State
 from airlock.steps.hash_join import Hashes, Places, meet
 from airlock.steps.observations import extended, within
@@ -34,6 +35,8 @@ Flags = npt.NDArray[np.bool_]
 
 NO_KEY = np.uint64(0)
 """Stands for the hash of a key that is missing."""
+ANSWERED = "answered"
+"""The keys that the candidate has answered; see steps/once.py."""
 
 
 def chosen(columns: Sequence[npt.NDArray[Any]], rows: npt.NDArray[Any]) -> Sequence[npt.NDArray[Any]]:
@@ -173,6 +176,18 @@ def read(
     return asked
 
 
+def first_answers(asked: Asked, state: State) -> Asked:
+    """The same, with a key only where the candidate's first answer to it in the release is: no other is observed."""
+    half = asked.half
+    places = np.flatnonzero(half.ours & ~np.isnan(half.score) & (half.key != NO_KEY))
+    mine = half.only(places)
+    order = np.lexsort((mine.score, mine.row, mine.asked_us))
+    places = places[once.first(state, ANSWERED, mine.key, order)]
+    key = np.full_like(half.key, NO_KEY)
+    key[places] = half.key[places]
+    return asked._replace(half=half._replace(key=key))
+
+
 def count(asked: Asked, state: State, slow: Mapping[str, float]) -> None:
     """Add to the candidate's tally, and to the answers that a label is due for. A request counts by its first row."""
     half = asked.half
@@ -191,7 +206,7 @@ def count(asked: Asked, state: State, slow: Mapping[str, float]) -> None:
     )
     answered = half.ours & ~failed
     state.answers += int(np.count_nonzero(answered))
-    # No label can ever be joined to an answer without a key, so that none is due.
+    # A key is due once, with its first answer; without a key nothing can be joined, so that nothing is due.
     due = answered & (half.key != NO_KEY)
     state.maturing.count(half.event_us[due], 1, 0)
     state.pairs.count(half.event_us[due & asked.pairable], 1, 0)

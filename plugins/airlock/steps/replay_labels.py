@@ -40,8 +40,8 @@ class Due:
 class Labels:
     """Labels and outcomes as they came. Times are seconds since the start.
 
-    ``due`` is about all answers that have a key, ``pairs`` about those that the champion should have given too: that is
-    what the limits in ``compared`` are about.
+    ``due`` is about the first answers to all keys, ``pairs`` about those that the champion should have given too: that
+    is what the limits in ``compared`` are about.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ def labels_of(
     start: datetime,
 ) -> Labels | None:
     """What came after the answers, if a guard waits for it. ``pairs`` are the candidate's rows with the champion's."""
-    answered = pairs[pairs["score"].notna()]
+    # As asked, so that the first answer to a key comes first.
+    answered = pairs[pairs["score"].notna()].sort_values(["at", "row", "score"], kind="stable")
     asked_s = np.asarray((answered["at"] - start).dt.total_seconds(), np.float64)
     labels = _known(settings, spec, delivered.LABEL)
     come_s = np.nan_to_num(asked_s + _delays(spec, answered, labels), nan=np.inf)
@@ -92,14 +93,16 @@ def labels_of(
     late |= _outcome_arrivals(spec, settings, log, versions, start)
     if not late:
         return None
-    keyed, maturity = answered["key"].notna().to_numpy(), spec.maturity.total_seconds()
-    # No label is due for an answer without a key, and no pair of what the champion was not to answer.
-    pairable = keyed & (answered["variant"] == "candidate").to_numpy()
+    # A key is due once, with its first answer, and none is due without a key; no pair of what the champion was not to
+    # answer.
+    first = (answered["key"].notna() & ~answered["key"].duplicated()).to_numpy()
+    maturity = spec.maturity.total_seconds()
+    pairable = first & (answered["variant"] == "candidate").to_numpy()
     met_s = np.where(answered["score_champion"].notna(), come_s, np.inf)
     return Labels(
         start,
         asked_s,
-        Due(asked_s[keyed], come_s[keyed], maturity),
+        Due(asked_s[first], come_s[first], maturity),
         maturity,
         late,
         Due(asked_s[pairable], met_s[pairable], maturity),
@@ -151,7 +154,7 @@ def _outcome_arrivals(
 ) -> dict[str, Arrivals]:
     """Each limit on outcomes, of what the two versions answered by the shares."""
     chosen = log["version"].isin(versions) & (log["role"] == "served") & log["score"].notna()
-    rows = log[chosen & log["fallback"].isna() & log["pin"].isna()].sort_values("at")
+    rows = log[chosen & log["fallback"].isna() & log["pin"].isna()].sort_values(["at", "row"], kind="stable")
     asked_s = (rows["at"] - start).dt.total_seconds().to_numpy()
     arrivals = {}
     for guard, limit in guarded(spec):
