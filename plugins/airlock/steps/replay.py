@@ -150,6 +150,11 @@ class _Log:
             )
         observations = self._observations(salt, roles)
         released = self.heads["release"].dropna().unique()
+        if len(released) > 1:
+            unknown.append(
+                f"the log holds {len(released)} releases, and the gateway counted keys anew in each: here they are one "
+                "release, so guards by key observe less; name one of them with --release"
+            )
         traffic = Traffic(
             self.start,
             observations,
