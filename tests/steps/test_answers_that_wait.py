@@ -44,13 +44,21 @@ def label(here: Settings, keys: Sequence[str], value: float = 1.0, *, known: flo
     labels.deliver(SPEC, here, frame)
 
 
-def answer(here: Settings, part: int, keys: Sequence[str], *, alone: Sequence[str] = (), start: int = 0) -> None:
-    """The candidate's answers, and the champion's but to what is ``alone``."""
+def answer(
+    here: Settings,
+    part: int,
+    keys: Sequence[str],
+    *,
+    alone: Sequence[str] = (),
+    failed: Sequence[str] = (),
+    start: int = 0,
+) -> None:
+    """The candidate's answers, and the champion's but to what is ``alone``; on what is ``failed`` it failed."""
     rows = []
     for number, key in enumerate(keys, start):
         rows.append(entry(number, "2", "served", 0.9, key=key))
         if key not in alone:
-            rows.append(entry(number, "1", "shadow", 0.9, key=key))
+            rows.append(entry(number, "1", "shadow", None if key in failed else 0.9, key=key))
     write_part(here, part, rows)
 
 
@@ -156,18 +164,69 @@ def test_where_a_sample_is_observed_keys_that_are_asked_again_are_of_it(
     assert late.of_pairs["paired_loss_brier"] == (late.due, late.labelled)
 
 
-def test_a_label_without_the_champion_s_answer_is_missing_where_the_two_are_compared(here: Settings) -> None:
-    store = Memory()
-    answer(here, 1, ["ann", "bob", "cid", "dan"], alone=["cid", "dan"])
+def test_where_the_champion_failed_on_a_row_its_label_is_missing_from_the_comparison(here: Settings) -> None:
+    answer(here, 1, ["ann", "bob", "cid", "dan"], failed=["cid", "dan"])
     label(here, ["ann", "bob", "cid", "dan"])
-    late = look(here, store, until=START + timedelta(hours=3))
+    late = look(here, Memory())
     assert (late.due, late.labelled) == (4, 4)
-    assert late.of_pairs == {"paired_loss_brier": (4, 2)}
+    assert (late.of_pairs, late.partners) == ({"paired_loss_brier": (4, 2)}, (4, 4))
     found = verdicts(late)
     assert found["label_accuracy"].status is Status.PASS
     paired = found["paired_loss_brier"]
     assert (paired.status, paired.details["missing_share"]) == (Status.INCONCLUSIVE, 0.5)
     assert "50% of the answers that are due lack their label or the champion's answer" in paired.reason
+
+
+def test_what_the_shadow_queue_dropped_is_no_lost_label(here: Settings) -> None:
+    """The labels are all there; of 3 in 200 the champion was not asked, which has nothing to do with the rows."""
+    keys = [f"k{number}" for number in range(200)]
+    answer(here, 1, keys, alone=keys[:3])
+    label(here, keys)
+    late = look(here, Memory(), until=START + timedelta(hours=3))
+    assert (late.due, late.labelled) == (200, 200)
+    assert (late.of_pairs, late.partners) == ({"paired_loss_brier": (197, 197)}, (200, 197))
+    paired = verdicts(late)["paired_loss_brier"]
+    assert (paired.status, paired.details["without_champion"]) == (Status.PASS, 3)
+    assert "3 more lack the champion's answer and are in no pair" in paired.reason
+
+
+@pytest.mark.parametrize("dropped", [50, 51, 100])
+def test_where_most_were_dropped_nothing_is_concluded(here: Settings, dropped: int) -> None:
+    keys = [f"k{number}" for number in range(100)]
+    answer(here, 1, keys, alone=keys[:dropped])
+    label(here, keys)
+    paired = verdicts(look(here, Memory()))["paired_loss_brier"]
+    assert paired.status is (Status.PASS if dropped == 50 else Status.INCONCLUSIVE)
+    assert dropped != 51 or "of 100 answers that are due 51 lack the champion's answer" in paired.reason
+    assert dropped != 100 or "of 100 answers that are due 100 lack the champion's answer" in paired.reason
+
+
+def test_an_answer_whose_partner_may_still_come_is_in_no_pair_yet(here: Settings) -> None:
+    spec = toy_spec(guards=GUARDS, label={"name": "bought", "time": "known_at", "maturity": "60s"})
+    store = Memory()
+    answer(here, 1, ["ann", "bob"], alone=["bob"])
+    label(here, ["ann", "bob"])
+
+    def pairs(seconds: float) -> Any:
+        late = evidence.late_evidence(spec, here, store, RELEASE, "1", until=after(seconds))
+        return late.of_pairs["paired_loss_brier"], late.partners
+
+    assert pairs(300) == ((1, 1), (2, 1))
+    write_part(here, 2, [entry(1, "1", "shadow", None, key="bob")])
+    assert pairs(301) == ((2, 1), (2, 2))
+
+
+def test_a_pair_is_that_of_the_first_answer(here: Settings) -> None:
+    """Of 30 of 100 keys the champion failed on the answer that is used, and has given all later ones."""
+    store, keys = Memory(), [f"k{number}" for number in range(100)]
+    answer(here, 1, keys, failed=keys[:30])
+    label(here, keys)
+    for again in range(1, 10):
+        answer(here, 1 + again, keys[:30], start=1000 * again)
+        look(here, store)
+    late = look(here, store)
+    assert late.of_pairs == {"paired_loss_brier": (100, 70)}
+    assert late.observations["paired_loss_brier"].n == 70
 
 
 def test_what_the_champion_was_not_to_answer_is_no_part_of_a_comparison(here: Settings) -> None:

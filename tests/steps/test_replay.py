@@ -51,7 +51,8 @@ def total(traffic: Traffic) -> Tally:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Settings:
-    """A log with failures, a request of two rows, a pin, and labels and outcomes that come later."""
+    """A log with failures of both versions, a request of two rows, a pin, keys that are asked again, answers that the
+    champion was not asked for, and labels and outcomes that come later."""
     settings = toy_settings(tmp_path)
     random = np.random.default_rng(3)
     rows: list[dict[str, Any]] = []
@@ -65,11 +66,12 @@ def here(tmp_path: Path) -> Settings:
         else:
             pin = "vip" if number % 30 == 8 else None
             for row in range(2 if number % 60 == 5 else 1):
-                facts: dict[str, Any] = {"row": row, "key": f"k{number}.{row}", "pin": pin}
-                rows += [
-                    entry(number, "2", role, mine, latency_ms=30.0 if number % 9 == 0 else 5.0, **facts),
-                    entry(number, "1", other, float(np.clip(mine + random.normal(0, 0.05), 0, 1)), **facts),
-                ]
+                asked = number - 22 if number % 22 == 3 and number > 100 else number
+                facts: dict[str, Any] = {"row": row, "key": f"k{asked}.{row}", "pin": pin}
+                theirs = float(np.clip(mine + random.normal(0, 0.05), 0, 1))
+                rows.append(entry(number, "2", role, mine, latency_ms=30.0 if number % 9 == 0 else 5.0, **facts))
+                if number % 88 != 0:
+                    rows.append(entry(number, "1", other, None if number % 44 == 0 else theirs, **facts))
     write_part(settings, 1, rows)
     keys = sorted({row["key"] for row in rows if row["key"] and "." in row["key"]})
     chosen = [key for key in keys if int(key[1:].split(".")[0]) % 10]
@@ -101,7 +103,9 @@ def test_observations_add_up_to_the_evidence_of_the_release(here: Settings) -> N
         gathered.late.labelled,
     )
     assert late.of_pairs == gathered.late.of_pairs
-    assert late.of_pairs["paired_loss_brier"][0] <= late.due
+    assert late.partners == gathered.late.partners
+    due, labelled = late.of_pairs["paired_loss_brier"]
+    assert labelled < due < late.partners[0] <= late.due < late.answers
     for name, sums in gathered.late.observations.items():
         assert late.observations[name].model_dump() == pytest.approx(sums.model_dump()), name
     assert gathered.late.observations["label_roc_auc"].n >= 1
@@ -179,6 +183,15 @@ def test_the_order_of_counting_is_the_log_s(tmp_path: Path) -> None:
         ("shadow", True, True, False, ()),
     ]
     assert [one.at for one in found.observations] == [0, 1, 2, 3, 4, 5]
+
+
+def test_that_several_releases_are_replayed_as_one_is_told(tmp_path: Path) -> None:
+    settings = toy_settings(tmp_path)
+    rows = [entry(n, version, "shadow", 0.6, release=f"r{n % 2}") for n in range(4) for version in ("1", "2")]
+    write_part(settings, 1, _numbered(rows, list(range(1, 9))))
+    told = recorded(SPEC, settings, candidate="2", champion="1").traffic.unknown
+    assert [fact[:24] for fact in told] == ["the log holds 2 releases"]
+    assert recorded(SPEC, settings, candidate="2", champion="1", release="r1").requests == 2
 
 
 def test_what_was_counted_in_no_step_is_left_out(tmp_path: Path) -> None:

@@ -131,12 +131,26 @@ def unwatched(limit: Limit, tally: Tally) -> str:
 def come(late: LateEvidence, limit: str = "") -> str:
     """What share of the labels has come: of all answers, or of those that the limit of this name is about."""
     due, labelled = late.coverage(limit)
+    asked, met = late.partners if limit in late.of_pairs else (0, 0)
+    alone = "lack the champion's answer and are in no pair"
+    if not due and asked > met:
+        return f"of {asked} answers that are due {asked - met} {alone}"
     if not due:
         return f"none of the {late.answers} answers is old enough for its label to be due"
     share = percent(labelled / due)
     if limit in late.of_pairs:
-        return f"{labelled} of the {due} answers that are due have their label and the champion's answer ({share})"
+        pairs = f"{labelled} of the {due} answers that are due have their label and the champion's answer ({share})"
+        return f"{pairs}; {asked - met} more {alone}" if asked > met else pairs
     return f"labels have come for {labelled} of the {due} answers whose label is due ({share})"
+
+
+def few_pairs(late: LateEvidence) -> str:
+    """Why a comparison says nothing: the champion was not asked often enough."""
+    asked, met = late.partners
+    return (
+        f"of {asked} answers that are due {asked - met} lack the champion's answer, which is more than half: what is "
+        "left to compare depends on the gateway's load. See the metric airlock_shadow_dropped"
+    )
 
 
 def provisional(limit: Limit, late: LateEvidence, missing: float, worst: float | None) -> str:

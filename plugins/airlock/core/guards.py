@@ -183,9 +183,16 @@ def _unripe(limit: Limit, late: LateEvidence, seen: Seen, details: dict[str, Any
     is missing of their labels must not be able to hide a breach: unless the owner takes so many for like the rest,
     the estimate must keep the bound with every missing observation at the worst end of its range. For a metric of
     batches, or of observations without a range, there is no such end. Where the limit compares with the champion an
-    answer that has its label and not the champion's answer beside it is missing as well.
+    answer that has its label and not the champion's answer beside it is missing as well, if the champion failed: that
+    may say something about the row. One that was dropped from a full queue says nothing, and is in no pair; if that
+    are most of them, who is left depends on the load too much to say anything.
     """
     due, labelled = late.coverage(limit.name)
+    if limit.name in late.of_pairs:
+        asked, met = late.partners
+        details["without_champion"] = asked - met
+        if 2 * met < asked:
+            return words.few_pairs(late)
     if due < limit.min_answers:
         return f"{due} of the {limit.min_answers} answers needed are old enough for their labels to be due"
     if limit.max_missing is None or not due:

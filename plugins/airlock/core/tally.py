@@ -200,8 +200,9 @@ class LateEvidence(BaseModel):
 
     ``observations`` has one stream for each late limit, by its name. ``due`` counts the candidate's answers that are
     older than the model's maturity, ``labelled`` those of them whose label has come. ``of_pairs`` holds both numbers,
-    by limit, for those limits that compare with the champion: of the answers that the champion should have given too,
-    and of these such as have their label and the champion's answer.
+    by limit, for those limits that compare with the champion: of the answers that the champion gave too or failed on,
+    and of these such as have their label and the champion's answer. ``partners`` says of how many due answers the
+    champion should have given its own, and of how many it did or failed: the rest is in no pair.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -211,6 +212,7 @@ class LateEvidence(BaseModel):
     due: int = 0
     labelled: int = 0
     of_pairs: dict[str, tuple[int, int]] = {}
+    partners: tuple[int, int] = (0, 0)
     observations: dict[str, Sums] = {}
 
     def coverage(self, limit: str) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def match(
             # What is not observed is neither due nor labelled, so that their ratio stays that of a fair sample.
             left_out = answers.only(~observed)
             state.maturing.count(left_out.event_us, -1, 0)
-            state.pairs.count(left_out.event_us[left_out.pairable], -1, 0)
+            state.pairs.count(left_out.event_us[left_out.paired], -1, 0)
         # The share for those whose value came before them may have risen by the next looks.
         spare = spare.only(spare.key < min(_ALL, kind.below << 2))
         of_chosen, chosen = of_chosen[observed[chosen]], chosen[observed[chosen]]

@@ -8,8 +8,9 @@ A look reads the files that have come since the look before it and keeps a state
   candidate's, and the champion's to the same question where there is one, whichever of them the client got. A key that
   is asked again is not waited for again. The label that came first stays used; a correction that comes later is for
   the next training, not for a test that has looked already.
-- Where a limit compares with the champion, an answer that the champion should have given too and did not is missing,
-  label or not.
+- Where a limit compares with the champion, an answer to a question on which the champion failed is missing, label or
+  not: that may say something about the question. One that the gateway never asked the champion, because its shadow
+  queue was full, is no pair: it is neither due nor labelled. Neither is one whose partner may still come.
 - An outcome belongs to whoever answered the client. Answers that a pin chose, or that stood in for another version,
   are left out: the shares did not choose who gave them.
 
@@ -181,6 +182,7 @@ class _Look:
             first_day=(own.written_at.astimezone(UTC) - _CLOCKS).date() if own else date.min,
             maturing=Maturing.of(self._spec.maturity),
             pairs=Maturing.of(self._spec.maturity),
+            partners=Maturing.of(self._spec.maturity),
         )
 
     def _go_on(self, state: State) -> bool:
@@ -213,6 +215,7 @@ class _Look:
             state.folders[name].read(mark for _, mark, _ in found)
         state.maturing.settle(self._until_us)
         state.pairs.settle(self._until_us)
+        state.partners.settle(self._until_us)
         return True
 
     def _take_labels(
@@ -253,6 +256,7 @@ class _Look:
             answers=state.answers,
             due=due,
             labelled=labelled,
+            partners=state.partners.by(self._until_us),
             of_pairs={limit.name: of_pairs for guard, limit in self._on_labels if compares(guard)},
             observations={
                 limit.name: state.observations.get(limit.name, Sums())

@@ -176,10 +176,11 @@ class State(_Part):
 
     ``basis`` says what the sums are of; ``first_generation`` is the first route generation of the release that was
     seen and ``first_day`` the first day whose log can be its own. ``maturing`` is about the first answers to all keys,
-    ``pairs`` about those that the champion should have given too, which count as labelled if it did. ``newest_us`` is
-    the newest time of the log, and ``next_us`` the time after which something that waits is to be looked at again.
-    ``tables`` are small Arrow tables by name, in Arrow's own format as base64: what waits, row by row, with hashes for
-    keys, and which keys were asked (steps/once.py).
+    ``pairs`` about those that the champion answered too or failed on, which count as labelled if it answered.
+    ``partners`` counts those that it should have answered, and as labelled those on which it did or failed: of all
+    keys, also where a sample is observed. ``newest_us`` is the newest time of the log, and ``next_us`` the time after
+    which something that waits is to be looked at again. ``tables`` are small Arrow tables by name, in Arrow's own
+    format as base64: what waits, row by row, with hashes for keys, and which keys were asked (steps/once.py).
     """
 
     format: int = FORMAT
@@ -193,6 +194,7 @@ class State(_Part):
     answers: int = 0
     maturing: Maturing
     pairs: Maturing
+    partners: Maturing
     streams: dict[str, Stream] = {}
     observations: dict[str, Sums] = {}
     surplus: dict[str, list[float]] = {}

@@ -82,8 +82,8 @@ class Asked(NamedTuple):
 class Answers(NamedTuple):
     """Answers that wait for a label or an outcome: the candidate's score and the champion's (NaN: none).
 
-    Of an outcome ``ours`` is 1 for the candidate and 0 for the champion. ``pairable``: the champion should have
-    answered too.
+    Of an outcome ``ours`` is 1 for the candidate and 0 for the champion. ``paired``: the champion was asked as well,
+    and answered or failed.
     """
 
     key: Hashes
@@ -91,7 +91,7 @@ class Answers(NamedTuple):
     event_us: Ints
     ours: Floats
     theirs: Floats
-    pairable: Flags
+    paired: Flags
 
     def only(self, rows: npt.NDArray[Any]) -> Self:
         return type(self)(*chosen(self, rows))
@@ -209,13 +209,15 @@ def count(asked: Asked, state: State, slow: Mapping[str, float]) -> None:
     # A key is due once, with its first answer; without a key nothing can be joined, so that nothing is due.
     due = answered & (half.key != NO_KEY)
     state.maturing.count(half.event_us[due], 1, 0)
-    state.pairs.count(half.event_us[due & asked.pairable], 1, 0)
+    state.partners.count(half.event_us[due & asked.pairable], 1, 0)
 
 
 def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:
     """Compare the answers to the same questions, keep what has no partner yet, and return what a label may come for.
 
-    That is what has its partner, what will not get one any more, and what never had one to wait for.
+    That is what has its partner, what will not get one any more, and what never had one to wait for. A champion that
+    failed on a row has left a row with an error, which is a partner; one that the gateway's shadow queue dropped, which
+    says nothing about the row, has left none, so that the answer belongs to no pair.
     """
     half, failed = asked.half, np.isnan(asked.half.score)
     fits = asked.pairable | (asked.here & ~half.ours & ~(failed & half.served))
@@ -234,16 +236,19 @@ def pair(asked: Asked, spec: ModelSpec, state: State, until_us: int) -> Answers:
     _keep(state, halves.only(stays), patience)
     given_up = halves.only(alone & ~stays & halves.ours)
     never = half.only(half.ours & ~asked.pairable)
-    paired = _answers(one, np.where(stood_in, np.nan, other), pairable=True)
-    return paired.then(_alone(given_up, pairable=True), _alone(never, pairable=False))
+    paired = _answers(one, np.where(stood_in, np.nan, other), paired=True)
+    due_us = paired.event_us[paired.key != NO_KEY]
+    state.pairs.count(due_us, 1, 0)
+    state.partners.count(due_us, 0, 1)
+    return paired.then(_alone(given_up), _alone(never))
 
 
-def _alone(half: Half, *, pairable: bool) -> Answers:
-    return _answers(half, np.full(half.score.size, np.nan), pairable=pairable)
+def _alone(half: Half) -> Answers:
+    return _answers(half, np.full(half.score.size, np.nan), paired=False)
 
 
-def _answers(half: Half, theirs: Floats, *, pairable: bool) -> Answers:
-    answered, pairs = ~np.isnan(half.score), np.full(half.score.size, pairable)
+def _answers(half: Half, theirs: Floats, *, paired: bool) -> Answers:
+    answered, pairs = ~np.isnan(half.score), np.full(half.score.size, paired)
     return Answers(half.key, half.asked_us, half.event_us, half.score, theirs, pairs).only(answered)
 
 

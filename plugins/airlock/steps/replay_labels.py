@@ -40,8 +40,8 @@ class Due:
 class Labels:
     """Labels and outcomes as they came. Times are seconds since the start.
 
-    ``due`` is about the first answers to all keys, ``pairs`` about those that the champion should have given too: that
-    is what the limits in ``compared`` are about.
+    ``due`` is about the first answers to all keys, ``pairs`` about those that the champion answered too or failed on:
+    that is what the limits in ``compared`` are about. ``partners`` is about those that it should have answered.
     """
 
     def __init__(
@@ -53,7 +53,9 @@ class Labels:
         arrivals: dict[str, Arrivals],
         pairs: Due | None = None,
         compared: Sequence[str] = (),
+        partners: Due | None = None,
     ) -> None:
+        self._partners = partners
         self._asked, self._due, self._pairs, self._compared = np.sort(asked), due, pairs, tuple(compared)
         self._start, self._maturity, self._arrivals = start, maturity, arrivals
 
@@ -70,6 +72,7 @@ class Labels:
             answers=int(np.searchsorted(self._asked, seconds, "right")),
             due=due,
             labelled=labelled,
+            partners=self._partners.by(seconds) if self._partners is not None else of_pairs,
             of_pairs=dict.fromkeys(self._compared, of_pairs),
             observations={name: arrivals.by(seconds) for name, arrivals in self._arrivals.items()},
         )
@@ -94,10 +97,12 @@ def labels_of(
     if not late:
         return None
     # A key is due once, with its first answer, and none is due without a key; no pair of what the champion was not to
-    # answer.
+    # answer, or was not asked.
     first = (answered["key"].notna() & ~answered["key"].duplicated()).to_numpy()
     maturity = spec.maturity.total_seconds()
     pairable = first & (answered["variant"] == "candidate").to_numpy()
+    asked_too = answered["index_champion"].notna().to_numpy()
+    paired = pairable & asked_too
     met_s = np.where(answered["score_champion"].notna(), come_s, np.inf)
     return Labels(
         start,
@@ -105,8 +110,9 @@ def labels_of(
         Due(asked_s[first], come_s[first], maturity),
         maturity,
         late,
-        Due(asked_s[pairable], met_s[pairable], maturity),
+        Due(asked_s[paired], met_s[paired], maturity),
         [limit.name for guard, limit in guarded(spec) if compares(guard)],
+        Due(asked_s[pairable], np.where(asked_too, -np.inf, np.inf)[pairable], maturity),
     )
 
 
