@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from airlock.control import ReleaseControl
-from airlock.control.reconcile import reconcile
+from airlock.control.reconcile import Repair, reconcile
 from airlock.core.decide import Evidence, decide
 from airlock.core.errors import NotFound, NotPossible, SpecError
 from airlock.core.guards import limits_of
@@ -134,6 +134,56 @@ def test_f23_the_spec_is_broken_or_gone(world: World, injected: Injected, damage
     assert world.require_sound().weights == {"1": 100.0}
     path.unlink(missing_ok=True)
     injected("F23", f"spec {damage}")
+
+
+def without_file(world: World, damage: str) -> Callable[[], list[Repair]]:
+    """The sweep of a model whose file is broken or gone, and whose run says that it is running."""
+    path = world.settings.specs / f"{world.model}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if damage == "broken":
+        path.write_text("model: [")
+
+    def sweep() -> list[Repair]:
+        control = by_name(world)
+        return reconcile(control, status=world.status, run_state=lambda _: "running", now=control.clock())
+
+    return sweep
+
+
+@pytest.mark.parametrize("damage", ["broken", "gone"])
+@pytest.mark.parametrize("late", [True, False])
+def test_f23_a_release_whose_spec_is_broken_or_gone_is_judged_by_the_sweep(
+    make_world: Callable[..., World], injected: Injected, damage: str, late: bool
+) -> None:
+    """Past its deadline it is taken back, and one that holds waits."""
+    never = {
+        "shadow": None,
+        "steps": [{"weight": 50, **STEP, "min_requests": 10**6}, {"weight": 100, **STEP}],
+        "deadline": "2s",
+    }
+    world = make_world(guards=[ERRORS], rollout=never if late else STEPS)
+    replace(world, changes={**world.changes, "rollout": STEPS}).promoted("1")
+    release = world.in_step("2", "canary_50")
+    world.followed()
+    sweep = without_file(world, damage)
+    with Client(world.settings.gateway_url, world.model) as client:
+        world.followed(lambda status: asked(status) and status.observed_s > 2.5)
+        found = [repair for repair in sweep() if repair.kind == "unattended"]
+        client.more(3)
+    assert client.errors == []
+    assert [(repair.release, repair.done) for repair in found] == [(release.id, late)]
+    now = world.ledger.release(release.id)
+    if late:
+        assert now.phase is Phase.ROLLED_BACK
+        assert "no decision within 2 s in canary_50" in now.reason
+        assert world.followed().share == 0
+    else:
+        assert (now.phase, now.step) == (Phase.CANARY, "canary_50")
+        assert found[0].what.endswith("It waits for the file to come back: Airflow loads none of its DAGs before")
+        by_name(world).abort(release.id, actor="ann", reason="enough")
+    assert world.require_sound().weights == {"1": 100.0}
+    (world.settings.specs / f"{world.model}.yaml").unlink(missing_ok=True)
+    injected("F23", f"spec {damage}, judged by the sweep")
 
 
 def test_f23_the_champion_is_replaced_while_people_are_asked(

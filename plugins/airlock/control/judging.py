@@ -77,11 +77,11 @@ class Judging(Steering):
             NotPossible: the release stands in no step.
         """
         evidence = Evidence(gateway=status, late=late, polls=polls or Polls())
-        decision = self._judged(release_id, evidence)
+        decision = self.judged(release_id, evidence)
         if decision.action not in _DECISIVE:
             return decision
         with self.turn() as turn:
-            decision = self._judged(release_id, evidence)  # what was read before the turn may be old
+            decision = self.judged(release_id, evidence)  # what was read before the turn may be old
             release = self.ledger.release(release_id)
             if release.phase in LIVE and decision.action in _DECISIVE:
                 if decision.verdicts:
@@ -108,7 +108,12 @@ class Judging(Steering):
                 turn.record(release, decision.verdicts, step=LATE)
         return decision
 
-    def _judged(self, release_id: str, evidence: Evidence) -> Decision:
+    def judged(self, release_id: str, evidence: Evidence) -> Decision:
+        """Judge the step the release stands in, and change nothing.
+
+        Raises:
+            NotPossible: the release stands in no step.
+        """
         release = self.ledger.release(release_id)
         if release.phase in TERMINAL:
             return Decision(action="roll_back", reason=f"release {release.id} is {release.phase}: {release.reason}")
@@ -121,6 +126,12 @@ class Judging(Steering):
             reason = f"{decision.reason.split(',')[0]}, which the ledger does not know; see airlock reconcile"
             return Decision(action="wait", reason=reason)
         return decision
+
+    def is_let_through(self, release: Release) -> bool:
+        """Whether the ledger holds what lets a release through the step that it stands in: from there on guards alone
+        count, and no deadline."""
+        step = self.step_of(release, release.step or "")
+        return self._held_back(release, step, self._newest_verdicts(release, step.name)) is None
 
     def _held_back(self, release: Release, step: PlannedStep, verdicts: Sequence[Verdict]) -> str | None:
         """Why verdicts do not let a release through a step; ``None`` if they do."""

@@ -7,7 +7,9 @@ Airflow has to emit) is returned as not done.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Literal, Protocol, runtime_checkable
 
@@ -16,21 +18,33 @@ from pydantic import BaseModel, ConfigDict
 from airlock.control.projection import Aliases, read_ejection, read_route, show_aliases
 from airlock.control.release import ReleaseControl
 from airlock.control.turn import CONTROLLER
-from airlock.core.decide import Evidence
+from airlock.core.decide import Decision, Evidence
 from airlock.core.errors import AirlockError, Conflict, NotFound, SpecError
-from airlock.core.release import LIVE, WAITING, Release
+from airlock.core.release import LIVE, WAITING, Phase, Release
 from airlock.core.route import Route
-from airlock.core.tally import GatewayStatus
+from airlock.core.tally import GatewayStatus, LateEvidence
 from airlock.ledger import Ledger
 from airlock.settings import Settings
 from airlock.specs import spec_files
+
+log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=2)
 """How long an effect or a gateway may take before it counts as lost: whoever caused it is at it."""
 _ENDED = frozenset({"success", "failed", None})
 
 Kind = Literal[
-    "spec", "lease", "route", "gateway", "ejection", "orphan", "aliases", "record", "champion_asset", "candidate_asset"
+    "spec",
+    "lease",
+    "route",
+    "gateway",
+    "ejection",
+    "unattended",
+    "orphan",
+    "aliases",
+    "record",
+    "champion_asset",
+    "candidate_asset",
 ]
 
 
@@ -86,6 +100,7 @@ def reconcile(
     return [
         *work.spec(),
         *work.ejection(answer),
+        *work.unattended(answer),
         *work.lease(),
         *work.route(answer),
         *work.orphans(run_state),
@@ -182,6 +197,33 @@ class _Reconciliation:
                 repair = self._repair("ejection", what, lambda: self.control.guard(evidence))
                 yield repair.model_copy(update={"release": release.id, "version": release.version})
 
+    def unattended(self, status: GatewayStatus | None) -> Iterator[Repair]:
+        """Releases that Airflow cannot carry, because the model's file cannot be used: it schedules none of its DAGs.
+
+        They are judged here, by the spec that they were opened with. That takes back and holds, and lets nothing on.
+        """
+        try:
+            _ = self.control.spec
+        except (SpecError, NotFound):
+            pass
+        else:
+            return
+        for release in self._answering():
+            who = f"release {release.id} of version {release.version} is {release.phase}"
+            if self.dry_run:
+                what = f"{who}, and is judged here by the spec that it was opened with"
+                yield Repair(kind="unattended", what=what, done=False, release=release.id, version=release.version)
+                continue
+            try:
+                decision = self._judge(release, status)
+            except Exception as error:  # noqa: BLE001 - whatever one release raises, the other is judged without it
+                what, done = f"{who}, and cannot be judged: {type(error).__name__}: {error}", False
+            else:
+                done = decision.action in ("roll_back", "hold")
+                waits = "" if done else ". It waits for the file to come back: Airflow loads none of its DAGs before"
+                what = f"{who}, and judged here: {decision.action.replace('_', ' ')}: {decision.reason}{waits}"
+            yield Repair(kind="unattended", what=what, done=done, release=release.id, version=release.version)
+
     def orphans(self, run_state: Callable[[Release], str | None]) -> Iterator[Repair]:
         """Releases whose run has ended, or is gone, before they did. Those that no run carries are left alone."""
         for release in self.ledger.releases(self.model, phases=LIVE | WAITING):
@@ -228,6 +270,50 @@ class _Reconciliation:
                 version = champion.version if champion else release.version if release else None
                 what = f"the event of champion {version} is due since {effect.at:%Y-%m-%d %H:%M:%S}"
                 yield Repair(kind="champion_asset", what=what, done=False, release=effect.release, version=version)
+
+    def _answering(self) -> list[Release]:
+        """Those whose version answers, or is asked in shadow, and that are not decided on."""
+        champion = None
+        with suppress(AirlockError):  # it is told where the aliases are compared
+            champion = self.ledger.champion(self.model)
+        return [
+            release
+            for release in self.ledger.releases(self.model, phases=LIVE | {Phase.PROVISIONAL})
+            if release.phase in LIVE or (champion is not None and champion.release == release.id)
+        ]
+
+    def _judge(self, release: Release, status: GatewayStatus | None) -> Decision:
+        """As the task of its step does, or as the monitor does; but whoever may go on waits for its own tasks."""
+        control = self.control
+        if release.phase is Phase.PROVISIONAL:
+            decision = control.judge_late(release.id, self._late(release))
+            if decision.action == "roll_back":
+                control.roll_back(release.id, reason=decision.reason)
+            return decision
+        try:
+            late = self._late(release)
+        except Exception as error:  # noqa: BLE001 - whatever labels cannot be read for, missing evidence is never a pass
+            log.warning("no evidence from labels for release %s: %s: %s", release.id, type(error).__name__, error)
+            late = None
+        if control.is_let_through(release):
+            ended = control.guard(Evidence(gateway=status, late=late), release.id)
+            action: Literal["roll_back", "wait"] = "roll_back" if ended else "wait"
+            return Decision(action=action, reason=ended.reason if ended else f"let through {release.step}")
+        polls = control.polled(release.id, status, timed_out=True)
+        decision = control.judged(release.id, Evidence(gateway=status, late=late, polls=polls))
+        if decision.action in ("roll_back", "hold"):
+            decision = control.observe(release.id, status, late, polls)
+        return decision
+
+    def _late(self, release: Release) -> LateEvidence | None:
+        """What labels and outcomes say by now, where the release is held to any."""
+        spec = self.control.spec_of(release)
+        if not spec.late_guards:
+            return None
+        from airlock.steps import evidence
+
+        opponent = self.control.opponent_of(release)
+        return evidence.late_evidence(spec, self.control.settings, self.ledger, release, opponent, until=self.now)
 
     def _candidate(self, port: ReadableAliases, candidate: str) -> Iterator[Repair]:
         releases = self.ledger.releases(self.model)
