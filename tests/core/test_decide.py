@@ -178,7 +178,7 @@ def test_one_poll_in_vain_after_hours_of_downtime_is_not_hours_of_silence(spec: 
     changes, hours = NO_EVIDENCE[name], 5 * 3600
     seen = None if changes is None else status(**changes)
     before = Polls().polled(release(), status(observed_s=20.0), 20.0)
-    assert before == Polls(observed_s=20.0)
+    assert before == Polls(observed_s=20.0, since=NOW)
     after = before.polled(release(), seen, 1.0)
     assert (after.observed_s, after.unanswered_s) == (20.0, 1.0)
     assert judged(spec, seen, after=hours, polls=after).action == "wait"
@@ -194,6 +194,31 @@ def test_two_that_polled_the_same_step_know_what_either_knows() -> None:
     known = Polls(observed_s=3.0, unanswered_s=1.0).together(Polls(observed_s=2.0, unanswered_s=9.0))
     assert known == Polls(observed_s=3.0, unanswered_s=9.0)
     assert known.polled(release(), None, -5.0) == known, "a clock that goes back takes nothing back"
+
+
+def test_a_gateway_that_loses_its_counts_does_not_begin_the_deadline_anew() -> None:
+    spec, standing = make_spec(deadline="2h"), release()
+    anew = NOW + timedelta(days=5)
+    before = Polls().polled(standing, status(observed_s=7100.0), 1.0)
+    lost = status(observed_s=99.0, since=anew, lost="it cannot be read", step={}, total={})
+    after = before.polled(standing, lost, 1.0)
+    assert (after.observed_s, after.earlier_s) == (7199.0, 7100.0)
+    assert judged(spec, lost, after=5 * 86400, polls=after).action == "wait"
+    lost = lost.model_copy(update={"observed_s": 100.0})
+    for polls in (before, after, after.polled(standing, lost, 1.0)):
+        assert judged(spec, lost, after=5 * 86400, polls=polls).action == "roll_back"
+    killed = after.polled(standing, lost.model_copy(update={"observed_s": 97.0}), 1.0)
+    assert killed.observed_s == 7199.0, "what it goes on from is not observed twice"
+    assert after.polled(standing, None, 1.0).waited_s == 7200.0
+
+
+def test_what_two_know_of_counts_before_and_after_a_loss_is_all_known() -> None:
+    standing, anew = release(), NOW + timedelta(hours=1)
+    old = Polls().polled(standing, status(observed_s=50.0), 1.0)
+    new = Polls().polled(standing, status(observed_s=40.0), 1.0).polled(standing, status(observed_s=3.0, since=anew), 1)
+    for known in (old.together(new), new.together(old)):
+        assert known == Polls(observed_s=50.0, earlier_s=50.0, since=anew)
+    assert old.together(Polls()) == Polls().together(old) == old
 
 
 def test_a_counter_that_is_not_there_is_never_a_pass(spec: ModelSpec) -> None:

@@ -64,6 +64,7 @@ class Gateway:
             return
         if self.follows != (route.release, route.step):
             self.follows, self.good, self.failed, self.observed_s = (route.release, route.step), 0, 0, 0.0
+            self.since = route.written_at
         self.observed_s += seconds
         if route.release is None or route.release in self.ejected or route.step == "warm_up":
             return
@@ -90,9 +91,11 @@ class Gateway:
         route = self.ledger.route(self.model)
         if not self.up or route is None:
             raise Unavailable("the gateway does not answer")
-        good, failed = (self.good, self.failed) if self.follows == (route.release, route.step) else (0, 0)
         out = self.ejected.get(str(route.release))
-        return seen(route, good=good, failed=failed, observed_s=self.observed_s, ejection=out)
+        if self.follows != (route.release, route.step):
+            return seen(route, good=0, observed_s=0.0, ejection=out)
+        counted = {"good": self.good, "failed": self.failed, "observed_s": self.observed_s, "since": self.since}
+        return seen(route, **counted, ejection=out)
 
     def says_failed(self, release: Release) -> bool:
         """Whether whoever asks now can know that the version has failed."""

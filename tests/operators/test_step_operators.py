@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, DownstreamTasksSkipped,
 
 from airlock import assets, steps
 from airlock.control import ReleaseControl
+from airlock.core.polls import Polls
 from airlock.core.release import Phase, Release
 from airlock.core.tally import LateEvidence, Sums
 from airlock.ledger import Ledger
@@ -100,7 +101,7 @@ class TestWaiting:
         gateway.down = True
         with pytest.raises(TaskDeferred) as waits:
             step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
-        assert waits.value.trigger.polls == {"observed_s": 0.0, "unanswered_s": 0.0}
+        assert Polls.model_validate(waits.value.trigger.polls) == Polls()
         deferred(step_of(release, "canary_5"), make_context())  # and as a task that is tried again
         gateway.down, gateway.requests = False, 500
         assert step.execute(make_context())["action"] == "advance"  # type: ignore[arg-type, index]
@@ -146,7 +147,7 @@ class TestWaiting:
         step.control.clock = lambda: datetime.now(UTC) + timedelta(hours=5)
         with pytest.raises(TaskDeferred) as waits:
             step.resume_execution("__fail__", timed_out, make_context())  # type: ignore[arg-type]
-        assert waits.value.trigger.polls == {"observed_s": 0.0, "unanswered_s": 0.0}
+        assert Polls.model_validate(waits.value.trigger.polls) == Polls()
         assert control.ledger.release(later.id).phase is Phase.WARM
 
     def test_polls_of_the_step_before_count_towards_no_other(

@@ -15,6 +15,7 @@ import pytest
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airlock.core.errors import Unavailable
+from airlock.core.polls import Polls
 from airlock.core.release import Phase, Release
 from airlock.core.route import Bundle, Limit
 from airlock.core.spec import ModelSpec
@@ -57,6 +58,9 @@ def release(**changes: Any) -> Release:
     )
 
 
+SINCE = datetime(2013, 4, 1, tzinfo=UTC)
+
+
 def status(**changes: Any) -> GatewayStatus:
     return GatewayStatus(
         **{
@@ -70,7 +74,7 @@ def status(**changes: Any) -> GatewayStatus:
             "candidate": "2",
             "share": 100.0,
             "loaded": ("1", "2"),
-            "since": datetime.now(UTC),
+            "since": SINCE,
             **changes,
         }
     )
@@ -225,7 +229,7 @@ def test_wakes_up_at_the_deadline_of_a_silent_gateway(
     (event,) = events(step_trigger(entered_at=datetime.now(UTC) - HOURS_AGO))
     assert event.payload["action"] == "roll_back"
     assert "the gateway does not answer" in event.payload["reason"]
-    assert event.payload["polls"] == {"observed_s": 0.0, "unanswered_s": 3600.0}
+    assert Polls.model_validate(event.payload["polls"]) == Polls(unanswered_s=3600.0)
     assert len(asked) == 4
 
 
@@ -237,7 +241,7 @@ def test_one_poll_in_vain_after_hours_of_downtime_wakes_nobody_up(
     before = {"observed_s": 20.0, "unanswered_s": 0.0}
     (event,) = events(step_trigger(entered_at=datetime.now(UTC) - HOURS_AGO, polls=before))
     assert event.payload["action"] == "advance"
-    assert event.payload["polls"] == {"observed_s": 22.0, "unanswered_s": 1.0}
+    assert Polls.model_validate(event.payload["polls"]) == Polls(observed_s=22.0, unanswered_s=1.0, since=SINCE)
     assert len(asked) == 3
 
 

@@ -92,9 +92,9 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
     """Judge the step that a release stands in.
 
     A breach rolls back whatever else holds: paused, let through by hand, or seen under an older route of the same
-    release. The bake and the deadline count the seconds that the gateway observed. While it does not observe the step,
-    the deadline counts what it had observed and the time for which it was polled in vain, which is never more than has
-    passed since the step was entered.
+    release. The bake and the deadline count the seconds that the gateway observed, the deadline also those of counts
+    that it has lost since. While it does not observe the step, the deadline counts what it had observed and the time
+    for which it was polled in vain, which is never more than has passed since the step was entered.
 
     Raises:
         NotFound: the rollout has no step of that name.
@@ -123,7 +123,7 @@ def decide(spec: ModelSpec, release: Release, evidence: Evidence, now: datetime)
     if status is not None and status.lost is not None:
         missing = f"{missing}; {status.lost}"
     seen = status is not None and unseen is None
-    waited = status.observed_s if status and seen else _waited(release, evidence, now)
+    waited = evidence.polls.polled(release, status, 0).observed_s if seen else _waited(release, evidence, now)
     allowed = (step.deadline + release.extended).total_seconds()
     if waited < allowed:
         return Decision(action="wait", reason=missing, verdicts=verdicts)

@@ -7,6 +7,7 @@ first poll after it may find the gateway still starting, and must not take the t
 from __future__ import annotations
 
 import math
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,13 +19,16 @@ class Polls(BaseModel):
     """What came of polling the gateway about a step.
 
     ``observed_s`` is how long it had observed the step, in seconds, when it last answered, and ``unanswered_s`` for how
-    many seconds it was polled in vain, all together.
+    many seconds it was polled in vain, all together. A gateway that lost its counts begins anew: ``since`` is when the
+    counts began that it answered with, and ``earlier_s`` of ``observed_s`` was observed before.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     observed_s: float = 0.0
     unanswered_s: float = 0.0
+    earlier_s: float = 0.0
+    since: datetime | None = None
 
     @property
     def waited_s(self) -> float:
@@ -34,14 +38,27 @@ class Polls(BaseModel):
     def polled(self, release: Release, status: GatewayStatus | None, elapsed_s: float) -> Polls:
         """After another poll, ``elapsed_s`` after the one before by a clock that runs only while somebody polls."""
         if status is not None and unobserved(release, status) is None:
-            return self.model_copy(update={"observed_s": status.observed_s})
+            # What was observed does not become less. A gateway that was killed goes on from a second or so before.
+            anew = self.since is not None and self.since != status.since
+            earlier = self.observed_s if anew else self.earlier_s
+            observed = max(self.observed_s, earlier + status.observed_s)
+            return self.model_copy(update={"observed_s": observed, "earlier_s": earlier, "since": status.since})
         return self.model_copy(update={"unanswered_s": self.unanswered_s + max(0.0, elapsed_s)})
 
     def together(self, other: Polls) -> Polls:
         """What two that polled the same step know of it."""
+        older, newer = sorted((self, other), key=_began)
+        anew = older.since is not None and older.since != newer.since
         return Polls(
-            observed_s=max(self.observed_s, other.observed_s), unanswered_s=max(self.unanswered_s, other.unanswered_s)
+            observed_s=max(self.observed_s, other.observed_s),
+            unanswered_s=max(self.unanswered_s, other.unanswered_s),
+            earlier_s=max(older.observed_s if anew else older.earlier_s, newer.earlier_s),
+            since=newer.since,
         )
+
+
+def _began(polls: Polls) -> float:
+    return -math.inf if polls.since is None else polls.since.timestamp()
 
 
 def unobserved(release: Release, status: GatewayStatus | None) -> str | None:
