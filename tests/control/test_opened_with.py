@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from airlock.control import ReleaseControl
 from airlock.control.reconcile import reconcile
@@ -17,7 +18,7 @@ from airlock.core.decide import Evidence
 from airlock.core.errors import ArtifactCorrupt, NotFound, SpecError
 from airlock.core.release import Phase
 from airlock.core.segment import Condition, Pin
-from airlock.core.spec import ModelSpec
+from airlock.core.spec import KEPT, ModelSpec
 from airlock.core.verdict import Status, Verdict
 from airlock.ledger import Ledger
 from airlock.settings import Settings
@@ -85,6 +86,20 @@ def test_a_spec_that_this_version_cannot_read_is_told_with_what_to_do(
         database.execute("INSERT INTO specs VALUES ('sha256:' || ?, '{}', '2013-04-01')", (_sha("{}"),))
     with pytest.raises(SpecError, match="another version of Airlock"):
         control.ledger.spec(f"sha256:{_sha('{}')}")
+
+
+def test_a_kept_spec_whose_parts_would_be_refused_together_by_now_stays_readable(control: ReleaseControl) -> None:
+    promoted(control, "1")
+    shifts = [{"kind": "prediction_shift", "max_mean": 0.1, "min_requests": 50, "range": [0, top]} for top in (1, 2)]
+    former = {**json.loads(spec_of().model_dump_json()), "task": "regression", "guards": shifts}
+    with pytest.raises(ValidationError, match="share one range"):
+        ModelSpec.model_validate(former)
+    document = ModelSpec.model_validate(former, context=KEPT).model_dump_json()
+    digest = f"sha256:{_sha(document)}"
+    with sqlite3.connect(control.settings.home / "ledger.db") as database:
+        database.execute("INSERT INTO specs VALUES (?, ?, '2013-04-01')", (digest, document))
+    assert [guard.kind for guard in control.ledger.spec(digest).guards] == ["prediction_shift"] * 2
+    assert control.ledger.spec(digest).digest == digest
 
 
 def test_a_release_whose_kept_spec_is_unusable_stops_no_repair_and_is_not_let_on(

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowFailException
 
 from airlock import assets, steps
 from airlock.control import ReleaseControl
+from airlock.core.errors import SpecError
 from airlock.core.release import Phase, Release
+from airlock.core.spec import ModelSpec
 from airlock.core.tally import LateEvidence, Sums
 from airlock.core.verdict import Status, Verdict
 from airlock.ledger import Ledger
@@ -124,6 +127,30 @@ def test_a_release_on_its_way_is_judged_too(
     assert (said["version"], said["action"]) == ("3", "roll_back")
     assert shares(home) == {"2": 100}
     assert announced(context) == [], "the champion is as it was"
+
+
+def test_a_release_that_cannot_be_judged_keeps_no_other_from_it(
+    provisional: Release,
+    labels: dict[str, Any],
+    make_context: Make,
+    ledger: Ledger,
+    control: ReleaseControl,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = opened(control, "3")
+    control.enter(release.id, "warm_up")
+    spec_of = ReleaseControl.spec_of
+
+    def unreadable(control: ReleaseControl, looked_at: Release) -> ModelSpec:
+        if looked_at.id == release.id:
+            raise SpecError("it cannot be read")
+        return spec_of(control, looked_at)
+
+    monkeypatch.setattr(ReleaseControl, "spec_of", unreadable)
+    labels["error"] = 4.0
+    with pytest.raises(AirflowFailException, match="it cannot be read"):
+        judged(make_context())
+    assert ledger.release(provisional.id).phase is Phase.ROLLED_BACK
 
 
 def test_without_guards_on_labels_nothing_is_read(

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from airlock.core.errors import ArtifactCorrupt, NotFound, NotPossible, SpecError
 from airlock.core.release import HELD, Phase, Release
 from airlock.core.route import Bundle, Route, parse_route
-from airlock.core.spec import ModelSpec
+from airlock.core.spec import KEPT, ModelSpec
 from airlock.core.verdict import Verdict
 from airlock.ledger.records import TimelineEntry, VersionRecord
 from airlock.ledger.store import Store, found, release_of
@@ -68,7 +68,7 @@ class Reading(Store):
                 f"{_WITHOUT_SPEC}, or restore the ledger from a copy"
             )
         try:
-            return ModelSpec.model_validate_json(row.document)
+            return ModelSpec.model_validate_json(row.document, context=KEPT)
         except ValidationError as error:
             raise SpecError(
                 f"spec {digest} was kept in the ledger by another version of Airlock, and this one cannot read it: "

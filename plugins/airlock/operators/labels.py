@@ -57,14 +57,18 @@ class JudgeLabelsOperator(ModelOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         until = time_or_now(self.until, context)
         self.guard_traffic()
-        return {
-            "until": until.isoformat(),
-            "judged": [
-                self._judge(context, release, spec, until)
-                for release in self._releases()
-                if (spec := self.control.spec_of(release)).late_guards
-            ],
-        }
+        judged: list[dict[str, Any]] = []
+        failed: Exception | None = None
+        for release in self._releases():
+            try:
+                if (spec := self.control.spec_of(release)).late_guards:
+                    judged.append(self._judge(context, release, spec, until))
+            except Exception as error:  # noqa: BLE001 - whatever one release raises, the other is judged without it
+                self.log.error("Release %s of version %s is not judged: %s", release.id, release.version, error)  # noqa: TRY400
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return {"until": until.isoformat(), "judged": judged}
 
     def _releases(self) -> list[Release]:
         """Those whose version answers, or is asked in shadow, and whose labels decide something."""

@@ -15,7 +15,7 @@ from airlock.core.decide import Evidence, breach, decide
 from airlock.core.polls import Polls
 from airlock.core.release import Release
 from airlock.core.route import Limit
-from airlock.core.spec import ModelSpec
+from airlock.core.spec import KEPT, ModelSpec
 from airlock.tls import trusted
 from airlock.triggers.gateway import gateway_status
 from airlock.triggers.ledger import LedgerWatch
@@ -75,7 +75,7 @@ class ReleaseStepTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        spec = ModelSpec.model_validate(self.spec)
+        spec = ModelSpec.model_validate(self.spec, context=KEPT)
         release = Release.model_validate(self.release)
         polls = Polls.model_validate(self.polls or {})
         limits = None if self.limits is None else tuple(Limit.model_validate(limit) for limit in self.limits)
