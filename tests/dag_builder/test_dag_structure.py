@@ -281,6 +281,7 @@ def test_every_model_is_repaired_by_one_dag() -> None:
     assert isinstance(models, ListModelsOperator)
     assert isinstance(task, MappedOperator)
     assert task.upstream_task_ids == {"list_models"}
+    assert (task.execution_timeout, task.retries) == (timedelta(minutes=4), 0), "one that hangs delays no next sweep"
     assert DagSerialization.to_dict(dag)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,6 +87,38 @@ def test_every_model_is_swept_that_has_a_file_or_is_in_the_ledger(champion: Rele
     (models / "broken.yaml").write_text("{")
     task = ListModelsOperator(task_id="list_models", dag=DAG("airlock__reconcile", schedule=None))
     assert task.execute({}) == ["broken", "fresh", "toy"]  # type: ignore[typeddict-item]
+
+
+def test_more_models_than_airflow_maps_a_task_to_are_swept_in_turn(
+    champion: Release, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c", "d"):
+        (home.parent / "project" / "dags" / "models" / f"{name}.yaml").write_text("{")
+    monkeypatch.setattr(reconcile, "_most_mapped", lambda: 2)
+    task = ListModelsOperator(task_id="list_models", dag=DAG("airlock__reconcile", schedule=None))
+    swept: list[str] = []
+    for number in range(3):
+        at = datetime(2013, 4, 1, tzinfo=UTC) + number * reconcile.EVERY
+        monkeypatch.setattr(reconcile, "datetime", SimpleNamespace(now=lambda _, at=at: at))
+        named = task.execute({})  # type: ignore[typeddict-item]
+        assert len(named) <= 2
+        swept += named
+    assert sorted(swept) == ["a", "b", "c", "d", "toy"]
+
+
+def test_what_cannot_be_done_of_a_retired_model_is_left(
+    champion: Release, context: dict[str, Any], gateway: Gateway, home: Path, registry_of_records: Callable[..., None]
+) -> None:
+    registry_of_records(Unavailable("MLflow does not know it"))
+    gateway.down = True
+    told = sweep(context)
+    assert not told["gateway"]["done"]
+    assert not told["record"]["done"]
+    (home.parent / "project" / "dags" / "models" / "toy.yaml").unlink()
+    left = sweep(context)
+    assert {"gateway", "record"} <= set(left)
+    assert all(repair["done"] and repair["what"].endswith("is retired, so it is left") for repair in left.values())
+    assert sent(context) == []
 
 
 def test_a_release_is_ended_although_its_file_is_gone(

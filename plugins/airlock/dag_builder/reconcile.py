@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from airflow.sdk import DAG
 
 from airlock import assets
@@ -9,6 +11,9 @@ from airlock.dag_builder.common import START, cron, task_defaults
 from airlock.operators.reconcile import ListModelsOperator, ReconcileOperator
 
 _DESCRIPTION = "Repair route, aliases and gateway from the ledger; find lost asset events and orphaned releases."
+
+_LONGEST = timedelta(minutes=4)
+"""How long one model may take. The next sweep comes five minutes after, which is the next try too."""
 
 
 def reconcile_dag() -> DAG:
@@ -26,5 +31,7 @@ def reconcile_dag() -> DAG:
     )
     with dag:
         models = ListModelsOperator(task_id="list_models")
-        ReconcileOperator.partial(task_id="reconcile", outlets=[assets.repairs()]).expand(model=models.output)
+        ReconcileOperator.partial(
+            task_id="reconcile", outlets=[assets.repairs()], execution_timeout=_LONGEST, retries=0
+        ).expand(model=models.output)
     return dag

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator, Context
+from airflow.sdk.configuration import conf
 
 from airlock import assets, settings
 from airlock.control import records
-from airlock.control.reconcile import Repair, models, reconcile
+from airlock.control.reconcile import Repair, models, reconcile, settled
 from airlock.core.errors import AirlockError, Unavailable
 from airlock.hooks.ledger import LedgerHook
 from airlock.operators import receipts
 from airlock.operators.base import ModelOperator, refusals_are_final, run_state
 
+EVERY = timedelta(minutes=5)
+"""How often the sweep runs."""
 PATIENCE = timedelta(minutes=9)
 """How long a candidate may be without a release before its event counts as lost, and is sent once more."""
 _SIGHTING = "reconcile/candidate"
 
 
+def _most_mapped() -> int:
+    """How many tasks Airflow maps one to."""
+    return int(conf.getint("core", "max_map_length"))
+
+
 class ListModelsOperator(BaseOperator):
     """Name the models that have a spec file, and those that the ledger knows without one.
+
+    Where they are more than Airflow maps a task to (``core.max_map_length``), each run takes its part of them in turn.
 
     :param ledger_conn_id: connection of the ledger
     :return: their names, for one ``ReconcileOperator`` each
@@ -35,7 +46,17 @@ class ListModelsOperator(BaseOperator):
         self.ledger_conn_id = ledger_conn_id
 
     def execute(self, context: Context) -> list[str]:  # noqa: ARG002
-        return models(settings.load(), LedgerHook(self.ledger_conn_id).get_conn())
+        found, most = models(settings.load(), LedgerHook(self.ledger_conn_id).get_conn()), _most_mapped()
+        if len(found) <= most:
+            return found
+        parts = math.ceil(len(found) / most)
+        part = int(datetime.now(UTC).timestamp() // EVERY.total_seconds()) % parts
+        self.log.warning(
+            "%s models are more than core.max_map_length, which is %s: each is swept in one of %s runs. Raise it to "
+            "sweep all of them in each",
+            *(len(found), most, parts),
+        )
+        return found[part * most : (part + 1) * most]
 
 
 class ReconcileOperator(ModelOperator):
@@ -56,7 +77,8 @@ class ReconcileOperator(ModelOperator):
         repairs = reconcile(
             self.control, status=self.gateway_status, run_state=lambda release: run_state(context, release), now=now
         )
-        told = [self._send(context, repair, now, asked=asked) for repair in repairs] + self._records()
+        told = [self._send(context, repair, now, asked=asked) for repair in repairs]
+        told += settled(self.control, self._records())
         for repair in told:
             self.log.log(20 if repair.done else 30, "%s: %s", repair.kind, repair.what)
         return [repair.model_dump(mode="json") for repair in told]
@@ -75,6 +97,8 @@ class ReconcileOperator(ModelOperator):
         That of a champion is done when the next sweep finds it among what Airflow has sent. Unless Airflow could be
         ``asked`` it may be there already, and is not sent: it stays due, so nothing is lost by waiting for the answer.
         """
+        if repair.done:
+            return repair
         if repair.kind == "champion_asset":
             if not asked:
                 why = "Airflow does not say whether it has it, so it is not sent again before it does"
