@@ -23,21 +23,22 @@ def champion(model: str) -> Asset:
     return _asset(model, "champion")
 
 
-def newest_generation(model: str, extras: Iterable[Mapping[str, Any]]) -> int:
+def newest_generation(model: str, extras: Iterable[Mapping[str, Any]], *, route: int) -> int:
     """The newest generation of the route that events of ``champion`` name by their extras; 0 if none does.
 
-    An event that anybody may have sent names what it likes: what is no generation is told and counts as no receipt.
+    An event that anybody may have sent names what it likes: what is no generation, or a later one than the ledger's
+    ``route`` has, is told and counts as no receipt.
     """
     newest = 0
     for extra in extras:
         named = extra.get("generation", 0)
-        if type(named) is int:
+        if type(named) is int and named <= route:
             newest = max(newest, named)
         else:
             log.warning(
-                "An event of %s names generation %r; expected a whole number, as Airlock sends it. It is no receipt of "
-                "the champion's event: look in Airflow who else sends events of that asset",
-                *(champion(model).uri, named),
+                "An event of %s names generation %r; expected a whole number up to %s, the ledger's newest. It is no "
+                "receipt of the champion's event: look in Airflow who else sends events of that asset",
+                *(champion(model).uri, named, route),
             )
     return newest
 

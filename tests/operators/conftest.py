@@ -106,7 +106,7 @@ def versions(home: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
 def announced(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What Airflow says that it has sent of champions: nothing, unless a test puts it here."""
     events: list[dict[str, Any]] = []
-    newest = lambda _: max((event["generation"] for event in events), default=0)  # noqa: E731
+    newest = lambda *_: max((event["generation"] for event in events), default=0)  # noqa: E731
     monkeypatch.setattr(receipts, "announced_generation", newest)
     candidates = lambda _, version, **__: version in [event["version"] for event in events]  # noqa: E731
     monkeypatch.setattr(receipts, "is_candidate_announced", candidates)

@@ -200,7 +200,7 @@ def test_a_champion_event_is_not_sent_again_while_airflow_does_not_say_whether_i
     control: ReleaseControl,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def silent(_: str) -> int:
+    def silent(*_: object) -> int:
         raise Unavailable("Airflow does not tell the events")
 
     later(timedelta(minutes=5))

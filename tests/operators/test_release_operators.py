@@ -290,7 +290,7 @@ class TestPromoteAndBack:
     def test_what_airflow_does_not_say_leaves_the_event_due(
         self, control: ReleaseControl, champion: Release, dag: DAG, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def silent(_: str) -> int:
+        def silent(*_: object) -> int:
             raise Unavailable("Airflow does not tell")
 
         monkeypatch.setattr(receipts, "announced_generation", silent)

@@ -90,7 +90,8 @@ def _confirm_announced(control: ReleaseControl) -> None:
             events = api.asset_events(assets.champion(control.model).uri)
     except AirlockError:
         return
-    control.announced(assets.newest_generation(control.model, (event.extra for event in events)))
+    extras = (event.extra for event in events)
+    control.announced(assets.newest_generation(control.model, extras, route=control.generation))
 
 
 def _records(control: ReleaseControl, *, dry_run: bool) -> list[Repair]:

@@ -208,6 +208,12 @@ class Controller:
         """The effects of a kind that were decided on and are not done yet, the oldest first."""
         return [effect for effect in self.ledger.pending_effects(self.model) if effect.kind == kind]
 
+    @property
+    def generation(self) -> int:
+        """The newest generation of the route; 0 before there is one."""
+        route = self.ledger.route(self.model)
+        return route.generation if route is not None else 0
+
     def announced(self, generation: int) -> None:
         """Say that an event of a champion has been sent that names who was it in that generation of the route.
 

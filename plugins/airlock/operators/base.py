@@ -146,7 +146,7 @@ class ModelOperator(BaseOperator):
         if not self.control.pending("champion_asset"):
             return True
         try:
-            self.control.announced(receipts.announced_generation(self.model))
+            self.control.announced(receipts.announced_generation(self.model, self.control.generation))
         except Unavailable as error:
             self.log.warning("Whether %s's champion was announced is not known: %s", self.model, error)
             return False

@@ -16,13 +16,15 @@ from airlock.core.errors import Unavailable
 _NEWEST = 20
 
 
-def announced_generation(model: str) -> int:
+def announced_generation(model: str, route: int) -> int:
     """The newest generation of the route whose champion an asset event has named; 0 if none has.
+
+    ``route`` is the ledger's newest.
 
     Raises:
         Unavailable: Airflow does not say.
     """
-    return assets.newest_generation(model, _extras(assets.champion(model)))
+    return assets.newest_generation(model, _extras(assets.champion(model)), route=route)
 
 
 def is_candidate_announced(model: str, version: str, *, after: datetime) -> bool:
