@@ -39,6 +39,20 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, name: str, *, call: int = 1) -> Non
     monkeypatch.setattr(Controller, "_give_back", lambda *_: None)
 
 
+def test_a_ledger_that_is_too_slow_for_every_lease_is_not_asked_for_ever(
+    make_control: MakeControl, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control, granted = make_control(), Ledger.lease
+
+    def slow(*args: Any, **keywords: Any) -> Any:
+        clock.now += LEASE
+        return granted(*args, **keywords)
+
+    monkeypatch.setattr(Ledger, "lease", slow)
+    with pytest.raises(Unavailable, match="takes longer than 5 s to grant a lease"), control.turn():
+        pass
+
+
 def test_a_controller_that_was_killed_before_the_route_is_finished_by_the_next(
     make_control: MakeControl, settings: Settings, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

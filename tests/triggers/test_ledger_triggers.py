@@ -97,6 +97,13 @@ def asks(ledger: Ledger, name: str, expires_in: timedelta = timedelta(hours=1)) 
     )
 
 
+def test_a_trigger_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="sean"):
+        LedgerTrigger(ledger_conn_id="l", release="r1", seen={}, sean={})  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="sean"):
+        ApprovalTrigger(ledger_conn_id="l", release="r1", seen={}, sean={}, ti_id=TI, expires_at="")  # type: ignore[call-arg]
+
+
 def opened(ledger: Ledger, name: str) -> Release:
     return ledger.open(release(name), key=name, actor="ann")
 

@@ -167,6 +167,7 @@ class Controller:
 
         Raises:
             Conflict: another controller holds the model and does not let go.
+            Unavailable: the ledger is too slow for a lease.
         """
         lease = self._take()
         turn = Turn(self, lease)
@@ -230,12 +231,18 @@ class Controller:
     def _take(self) -> Lease:
         model, give_up = self.model, time.monotonic() + self._patience.total_seconds()
         while True:
-            now = self.clock()
+            began, now = time.monotonic(), self.clock()
             try:
                 lease = self.ledger.lease(model, self.holder, ttl=LEASE, now=now)
                 if self.clock() < lease.expires_at:
                     return lease
-                continue  # the ledger was locked for longer than a lease lasts: this one has run out in the waiting
+                # The ledger was locked for longer than a lease lasts: this one has run out in the waiting.
+                if began < give_up:
+                    continue
+                raise Unavailable(
+                    f"the ledger takes longer than {LEASE.total_seconds():g} s to grant a lease, which is how long one "
+                    f"lasts: {model} is left as it is; see what locks or slows down the ledger's database"
+                )
             except Conflict:
                 held = self.ledger.lease_of(model)
                 if held is not None and held.expires_at > now + LEASE + _SKEW:

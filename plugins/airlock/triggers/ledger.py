@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from typing import Any, NotRequired, TypedDict, Unpack
+from typing import Any, NotRequired, TypedDict
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
@@ -78,12 +78,12 @@ class LedgerTrigger(BaseTrigger):
     :param interval: seconds between two looks
     """
 
-    def __init__(self, **watched: Unpack[Watched]) -> None:
+    def __init__(self, *, ledger_conn_id: str, release: str, seen: Mapping[str, Any], interval: float = 2.0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ledger_conn_id = watched["ledger_conn_id"]
-        self.release = watched["release"]
-        self.seen = watched["seen"]
-        self.interval = watched.get("interval", 2.0)
+        self.ledger_conn_id = ledger_conn_id
+        self.release = release
+        self.seen = seen
+        self.interval = interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return (
