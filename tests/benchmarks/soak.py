@@ -23,10 +23,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
 REPOSITORY = Path(__file__).parents[2]
+WEEK = timedelta(days=7)
+"""By how much more of the year the candidates of a round know than those of the round before."""
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "plugins")]
 
 from rich.console import Console  # noqa: E402
@@ -140,6 +143,8 @@ def releases(rounds: int, folder: Path, port_base: int, speed: float) -> bool:
                 return False
             if ended >= rounds:
                 return True
+            if number > 1:
+                story.learned += WEEK
             acts = []
             for name, count in (("canary_promoted", 1), ("bad_candidate_rolled_back", 2)):
                 if all(act.ok for act in acts):

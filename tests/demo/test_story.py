@@ -19,7 +19,7 @@ from airlock.core.release import Phase
 from airlock.core.tally import Ejection
 from airlock.core.verdict import Status, Verdict
 from airlock.demo.progress import Progress
-from airlock.demo.story import ACTS, APRIL, MODEL, STORMS, STORMS_BEGIN, SUMMER, Story
+from airlock.demo.story import ACTS, APRIL, MODEL, SECOND_TRAINING, STORMS, STORMS_BEGIN, SUMMER, Story
 from airlock.demo.waiting import StoryBroken
 from airlock.demo.world import Traffic
 from tests.support.releases import NOW, release
@@ -209,3 +209,14 @@ def test_the_third_and_the_fourth_act_may_be_played_again(make: Callable[..., tu
     assert runs.versions == 6
     assert story.observed.rollback is not None
     assert story.observed.rollback.requests_to_detect == 105
+
+
+def test_what_candidates_learn_does_not_depend_on_how_far_the_replay_has_come(
+    make: Callable[..., tuple[Story, Runs, World]],
+) -> None:
+    story, runs, world = make()
+    for name in ACTS[:3]:
+        assert story.play_act(name).ok
+    world.skip(SECOND_TRAINING + timedelta(days=28))
+    assert story.play_act(ACTS[3]).ok
+    assert [conf["until"] for conf in runs.trained] == [APRIL.isoformat(), *[SECOND_TRAINING.isoformat()] * 3]
