@@ -54,7 +54,9 @@ def make_world(ledger_url: str, database: str, request: pytest.FixtureRequest) -
         process: GatewayProcess = on or request.getfixturevalue("gateway")
         url = "http://127.0.0.1:9"
         settings = Settings(process.home, process.home, url, process.url, url, ledger_url)
-        return World(settings, f"m{next(_NUMBERS)}", changes)
+        world = World(settings, f"m{next(_NUMBERS)}", changes)
+        world.write_spec()
+        return world
 
     return make
 

@@ -6,12 +6,10 @@ passes by a counter that nobody keeps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import yaml
 
 from airlock.control import ReleaseControl
 from airlock.control.reconcile import Repair, reconcile
@@ -104,9 +102,7 @@ def test_f23_nothing_passes_by_a_counter_that_nobody_keeps(world: World, injecte
 
 @pytest.mark.parametrize("damage", ["broken", "gone"])
 def test_f23_the_spec_is_broken_or_gone(world: World, injected: Injected, damage: str) -> None:
-    path = world.settings.specs / f"{world.model}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(json.loads(world.spec.model_dump_json(exclude_defaults=True))))
+    path = world.spec_file
     world.promoted("1", "2")
     release = world.in_step("3", "canary_5")
     world.followed()
@@ -138,10 +134,10 @@ def test_f23_the_spec_is_broken_or_gone(world: World, injected: Injected, damage
 
 def without_file(world: World, damage: str) -> Callable[[], list[Repair]]:
     """The sweep of a model whose file is broken or gone, and whose run says that it is running."""
-    path = world.settings.specs / f"{world.model}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if damage == "broken":
-        path.write_text("model: [")
+        world.spec_file.write_text("model: [")
+    else:
+        world.spec_file.unlink()
 
     def sweep() -> list[Repair]:
         control = by_name(world)
@@ -182,7 +178,7 @@ def test_f23_a_release_whose_spec_is_broken_or_gone_is_judged_by_the_sweep(
         assert found[0].what.endswith("It waits for the file to come back: Airflow loads none of its DAGs before")
         by_name(world).abort(release.id, actor="ann", reason="enough")
     assert world.require_sound().weights == {"1": 100.0}
-    (world.settings.specs / f"{world.model}.yaml").unlink(missing_ok=True)
+    world.spec_file.unlink(missing_ok=True)
     injected("F23", f"spec {damage}, judged by the sweep")
 
 

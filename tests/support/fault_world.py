@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from airlock.control import ReleaseControl
 from airlock.control.projection import Aliases, read_route
@@ -65,6 +68,15 @@ class World:
                 **self.changes,
             }
         )
+
+    @property
+    def spec_file(self) -> Path:
+        return self.settings.specs / f"{self.model}.yaml"
+
+    def write_spec(self) -> None:
+        """Put the spec's file where the sweep looks for it."""
+        self.spec_file.parent.mkdir(parents=True, exist_ok=True)
+        self.spec_file.write_text(yaml.safe_dump(json.loads(self.spec.model_dump_json(exclude_defaults=True))))
 
     @property
     def ledger(self) -> Ledger:
