@@ -106,21 +106,6 @@ def test_more_models_than_airflow_maps_a_task_to_are_swept_in_turn(
     assert sorted(swept) == ["a", "b", "c", "d", "toy"]
 
 
-def test_what_cannot_be_done_of_a_retired_model_is_left(
-    champion: Release, context: dict[str, Any], gateway: Gateway, home: Path, registry_of_records: Callable[..., None]
-) -> None:
-    registry_of_records(Unavailable("MLflow does not know it"))
-    gateway.down = True
-    told = sweep(context)
-    assert not told["gateway"]["done"]
-    assert not told["record"]["done"]
-    (home.parent / "project" / "dags" / "models" / "toy.yaml").unlink()
-    left = sweep(context)
-    assert {"gateway", "record"} <= set(left)
-    assert all(repair["done"] and repair["what"].endswith("is retired, so it is left") for repair in left.values())
-    assert sent(context) == []
-
-
 def test_a_release_is_ended_although_its_file_is_gone(
     champion: Release, control: ReleaseControl, context: dict[str, Any], gateway: Gateway, ledger: Ledger, home: Path
 ) -> None:

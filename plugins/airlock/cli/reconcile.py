@@ -53,7 +53,6 @@ def reconcile(
 
 def _reconciled(model: str, *, dry_run: bool) -> list[Repair]:
     from airlock.control.reconcile import reconcile as repair
-    from airlock.control.reconcile import settled
     from airlock.core.errors import NotFound, Unavailable
     from airlock.core.tally import GatewayStatus
     from airlock.gateway_client import GatewayClient
@@ -72,7 +71,7 @@ def _reconciled(model: str, *, dry_run: bool) -> list[Repair]:
         if not dry_run:
             _confirm_announced(control)
         found = repair(control, status=status, run_state=_run_state, now=datetime.now(UTC), dry_run=dry_run)
-        return [*found, *settled(control, _records(control, dry_run=dry_run))]
+        return [*found, *_records(control, dry_run=dry_run)]
 
 
 def _confirm_announced(control: ReleaseControl) -> None:

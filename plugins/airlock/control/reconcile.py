@@ -8,7 +8,7 @@ Airflow has to emit) is returned as not done.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Literal, Protocol, runtime_checkable
@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 GRACE = timedelta(minutes=2)
 """How long an effect or a gateway may take before it counts as lost: whoever caused it is at it."""
-_LEFT = frozenset({"gateway", "aliases", "record", "champion_asset", "candidate_asset"})
 _ENDED = frozenset({"success", "failed", None})
 
 Kind = Literal[
@@ -98,7 +97,7 @@ def reconcile(
     """
     work = _Reconciliation(control, now, dry_run=dry_run)
     answer = status()
-    found = [
+    return [
         *work.spec(),
         *work.ejection(answer),
         *work.unattended(answer),
@@ -107,21 +106,6 @@ def reconcile(
         *work.orphans(run_state),
         *work.aliases(),
         *work.champion_asset(),
-    ]
-    return settled(control, found)
-
-
-def settled(control: ReleaseControl, repairs: Iterable[Repair]) -> list[Repair]:
-    """The same; of a model that is retired, which has no spec file and no release that is open, what could not be done
-    counts as done where nobody waits for it."""
-    retired = not any(path.stem == control.model for path in spec_files(control.settings.specs))
-    if not retired or control.open_releases():
-        return list(repairs)
-    return [
-        repair.model_copy(update={"what": f"{repair.what}; {control.model} is retired, so it is left", "done": True})
-        if repair.kind in _LEFT and not repair.done
-        else repair
-        for repair in repairs
     ]
 
 

@@ -12,7 +12,7 @@ from airflow.sdk.configuration import conf
 
 from airlock import assets, settings
 from airlock.control import records
-from airlock.control.reconcile import Repair, models, reconcile, settled
+from airlock.control.reconcile import Repair, models, reconcile
 from airlock.core.errors import AirlockError, Unavailable
 from airlock.hooks.ledger import LedgerHook
 from airlock.operators import receipts
@@ -78,7 +78,7 @@ class ReconcileOperator(ModelOperator):
             self.control, status=self.gateway_status, run_state=lambda release: run_state(context, release), now=now
         )
         told = [self._send(context, repair, now, asked=asked) for repair in repairs]
-        told += settled(self.control, self._records())
+        told += self._records()
         for repair in told:
             self.log.log(20 if repair.done else 30, "%s: %s", repair.kind, repair.what)
         return [repair.model_dump(mode="json") for repair in told]
