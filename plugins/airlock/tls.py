@@ -10,5 +10,6 @@ import httpx
 
 @functools.cache
 def trusted() -> ssl.SSLContext:
-    """The machine's certificates for ``verify=`` of every client, read once a process: that takes 25 ms."""
+    """For ``verify=`` of every client: httpx's own choice (certifi's authorities, or ``SSL_CERT_FILE``), read once a
+    process, which takes 25 ms. A changed file counts from the next start on."""
     return httpx.create_ssl_context()
