@@ -250,7 +250,7 @@ class TestAnswer:
         asked = Questions(airflow, release, make_context, "approve", again=False)
         assert asked.tasks["approve"].execute(asked.contexts["approve"])["approved_by"] == ["ada"]  # type: ignore[arg-type]
         control.abort(release.id, actor="ada", reason="slow")
-        with pytest.raises(AirflowFailException, match="is aborted: slow"):
+        with pytest.raises(AirflowFailException, match="is aborted by ada: slow"):
             asked.tasks["approve"].execute(asked.contexts["approve"])  # type: ignore[arg-type]
         assert airflow.asked == []
 
@@ -311,7 +311,7 @@ class TestTwoOfTwo:
         airflow.answer(asked.ti("approve_2"), "grace", "Reject", "too risky")
         with pytest.raises(AirflowFailException, match="rejected by grace"):
             asked.wake("approve_2")
-        with pytest.raises(AirflowFailException, match="is rejected: too risky"):
+        with pytest.raises(AirflowFailException, match="is rejected by grace: too risky"):
             asked.wake("approve_1", "the ledger has moved on")
 
 
@@ -367,7 +367,7 @@ def test_before_the_promotion_it_is_asked_on_the_way(
     assert asked.wake("approve")["approved_by"] == ["grace"]
     assert control.ballot(release.id).approved
     control.roll_back(release.id, reason="12 of 60 requests failed")
-    with pytest.raises(AirflowFailException, match="rolled back: 12 of 60"):
+    with pytest.raises(AirflowFailException, match="rolled back by airlock: 12 of 60"):
         asked.wake("approve", "the ledger has moved on")
 
 

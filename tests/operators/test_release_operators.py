@@ -241,7 +241,7 @@ class TestPromoteAndBack:
     ) -> None:
         release = opened(control, "2")
         control.abort(release.id, actor="ada", reason="not today")
-        with pytest.raises(AirflowFailException, match="is aborted: not today"):
+        with pytest.raises(AirflowFailException, match="is aborted by ada: not today"):
             PromoteOperator(task_id="promote", dag=dag, model="toy", release=release.id).execute(make_context())  # type: ignore[arg-type]
 
     def test_a_paused_release_is_promoted_when_it_goes_on_and_not_before(

@@ -261,7 +261,7 @@ class TestLabels:
     ) -> None:
         control.enter(release.id, "warm_up")
         gateway.requests = 500
-        with pytest.raises(AirflowFailException, match="version 2 is rolled back: on 2000 labelled answers"):
+        with pytest.raises(AirflowFailException, match="version 2 is rolled back by airlock: on 2000 labelled answers"):
             step_of(release, "canary_5").execute(make_context())  # type: ignore[arg-type]
         assert looked == [("2", "1")]
 
@@ -353,7 +353,7 @@ class TestSteering:
     ) -> None:
         control.enter(release.id, "warm_up")
         control.abort(release.id, actor="ada", reason="not today")
-        with pytest.raises(AirflowFailException, match="version 2 is aborted: not today"):
+        with pytest.raises(AirflowFailException, match="version 2 is aborted by ada: not today"):
             step_of(release, "warm_up").resume(make_context(), {"action": "wake"})  # type: ignore[arg-type]
 
     def test_a_pause_keeps_it_in_the_earlier_step(
@@ -439,7 +439,7 @@ class TestWatching:
         self, asked: Release, gateway: Gateway, make_context: Make, home: Path, ledger: Ledger
     ) -> None:
         gateway.errors = 400
-        with pytest.raises(AirflowFailException, match="is rolled back: the candidate failed 800 of 1000"):
+        with pytest.raises(AirflowFailException, match="is rolled back by airlock: the candidate failed 800 of 1000"):
             self.watch(asked).resume(make_context(), {"action": "roll_back"})  # type: ignore[arg-type]
         assert shares(home) == {"1": 100}
         assert ledger.release(asked.id).phase is Phase.ROLLED_BACK
@@ -456,5 +456,5 @@ class TestWatching:
 
     def test_fails_with_a_rejection(self, asked: Release, control: ReleaseControl, make_context: Make) -> None:
         control.vote(asked.id, actor="ada", yes=False, reason="too risky", evidence=control.evidence(asked.id))
-        with pytest.raises(AirflowFailException, match="is rejected: too risky"):
+        with pytest.raises(AirflowFailException, match="is rejected by ada: too risky"):
             self.watch(asked).execute(make_context())  # type: ignore[arg-type]

@@ -95,7 +95,7 @@ def test_the_first_task_that_runs_takes_it_back(
     FAULTS[fault](gateway)
     operator = {**OWN, **OTHERS}[task](release)
     if task in OWN:
-        with pytest.raises(AirflowFailException, match="of version 2 is rolled back: "):
+        with pytest.raises(AirflowFailException, match="of version 2 is rolled back by airlock: "):
             operator.execute(make_context())  # type: ignore[arg-type]
     else:
         with suppress(AirflowFailException):
@@ -198,6 +198,6 @@ def test_labels_that_cannot_be_read_keep_nobody_from_taking_it_back(
         (folder / "toy.json").write_text(ejection(release).model_dump_json())
     else:
         gateway.ejected = "12 of 60 requests failed"
-    with pytest.raises(AirflowFailException, match="of version 2 is rolled back: the gateway ejected"):
+    with pytest.raises(AirflowFailException, match="of version 2 is rolled back by airlock: the gateway ejected"):
         OWN["promote"](release).execute(make_context())  # type: ignore[arg-type]
     assert bool(looked) is not written, "what was written down needs no labels"

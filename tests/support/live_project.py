@@ -41,7 +41,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 T = TypeVar("T")
 _AIRLOCK = (sys.executable, "-c", "from airlock.cli import main; main()")
-_PAUSE_S = 0.008
+_PAUSE_S = 0.015
 GOOD: dict[str, Any] = {"C": 1.0}
 CONSTANT: dict[str, Any] = {"C": 1e-7}
 """A model that answers everything alike: only labels tell."""
@@ -138,10 +138,11 @@ class Client:
         with self._lock:
             self._shops[model] = shops or ("north", "south")
 
-    def rest(self, model: str) -> None:
-        """Ask no more for the model: a step that needs requests stays as it is."""
+    def rest(self, *models: str) -> None:
+        """Ask no more for these models, or for any: a step that needs requests stays as it is."""
         with self._lock:
-            self._shops.pop(model, None)
+            for model in models or tuple(self._shops):
+                self._shops.pop(model, None)
 
     def since(self, model: str, began: float) -> list[Asked]:
         return [answer for answer in self.answers.get(model, ()) if answer.at >= began]

@@ -33,8 +33,9 @@ GONE = "elsewhere"
 
 @pytest.fixture(autouse=True)
 def nobody_is_turned_away(live: Live) -> Iterator[None]:
-    """Whatever happened in a test, the client got an answer to every request."""
+    """Whatever happened in a test, the client got an answer to every request; it asks for none of its models after."""
     yield
+    live.client.rest()
     assert live.client.failures == []
 
 
@@ -67,6 +68,7 @@ def test_a_candidate_is_trained_and_rejected(live: Live) -> None:
 
 
 def test_two_of_two_approve_and_the_candidate_is_promoted(live: Live) -> None:
+    live.client.ask("two_of_two")
     run = live.release("two_of_two", "2")
     live.answer(run, "approve_1", "admin", "Approve", "it is mine, and it is good")
     live.until("the author to be refused", lambda: "admin started the training" in _history(live, "two_of_two"))
@@ -147,7 +149,7 @@ def test_a_release_is_paused_resumed_and_aborted_on_the_command_line(live: Live,
     assert live.ended(run).state == "failed"
     release = live.of(run)
     assert (release.phase, release.reason) == (Phase.ABORTED, "the menu was bad")
-    assert "aborted: the menu was bad" in live.log(run, "canary_100")
+    assert "aborted by ada: the menu was bad" in live.log(run, "canary_100")
     assert _events(live, release.id, "ada") == ["pause", "resume", "abort"]
 
 

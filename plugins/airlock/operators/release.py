@@ -211,11 +211,17 @@ class ReleaseOperator(ModelOperator):
         )
 
     def refuse_ended(self, release: Release) -> None:
-        """Fail without a retry when the release was taken back, rejected or aborted, by whomever."""
+        """Fail without a retry when the release was taken back, rejected or aborted, by whomever.
+
+        The message names who it was, and is the only one that a task shows whose first try ended the release: Airflow
+        tries a task again that was woken up before its scheduler heard of the deferral (apache/airflow#72716).
+        """
         if release.phase in TERMINAL - {Phase.COMPLETED}:
+            history = self.control.ledger.timeline(self.model)
+            who = next(each.actor for each in history if (each.release, each.phase) == (release.id, release.phase))
             raise AirflowFailException(
                 f"{self.model}: release {release.id} of version {release.version} is "
-                f"{release.phase.replace('_', ' ')}: {release.reason}"
+                f"{release.phase.replace('_', ' ')} by {who}: {release.reason}"
             )
 
 
