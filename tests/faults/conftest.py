@@ -25,6 +25,11 @@ _COUNTED: dict[str, Counter[str]] = {}
 
 Injected = Callable[[str, str], None]
 
+ON_SQLITE_FIRST = pytest.mark.parametrize(
+    "ledger_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+"""For faults that are none of the ledger's own: the fast tests have them on one database."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -34,9 +39,9 @@ def _airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """One real gateway for all models that nothing is done to the gateway for."""
+    """One real gateway for all models of a file that nothing is done to the gateway for."""
     with running_gateway(tmp_path_factory.mktemp("faults"), "/healthz") as process:
         yield process
 
@@ -48,7 +53,7 @@ def database(ledger_url: str) -> str:
 
 @pytest.fixture
 def make_world(ledger_url: str, database: str, request: pytest.FixtureRequest) -> Callable[..., World]:
-    """Models with a ledger of this test's own, on the gateway of all tests unless ``on`` says otherwise."""
+    """Models with a ledger of this test's own, on the gateway of its file unless ``on`` says otherwise."""
 
     def make(on: GatewayProcess | None = None, **changes: Any) -> World:
         process: GatewayProcess = on or request.getfixturevalue("gateway")

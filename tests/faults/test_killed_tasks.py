@@ -15,7 +15,7 @@ import pytest
 
 from airlock.control.reconcile import GRACE
 from airlock.core.release import Event, Phase
-from tests.faults.conftest import Injected
+from tests.faults.conftest import ON_SQLITE_FIRST, Injected
 from tests.support.clients import Client
 from tests.support.fault_worker import Worker
 from tests.support.fault_world import World, clock_ahead
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.integration
 STEPS = ("warm_up", "shadow", "canary_5", "canary_50", "canary_100")
 
 
+@ON_SQLITE_FIRST
 @pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
 def test_f9_every_task_of_a_release_is_killed_and_tried_again(
     world: World, start: Callable[..., Worker], injected: Injected, kills: int

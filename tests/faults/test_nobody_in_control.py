@@ -24,7 +24,7 @@ from airlock.core.errors import NotPossible
 from airlock.core.polls import Polls
 from airlock.core.release import Event, Phase
 from airlock.core.tally import GatewayStatus
-from tests.faults.conftest import Injected
+from tests.faults.conftest import ON_SQLITE_FIRST, Injected
 from tests.support.clients import Client
 from tests.support.fault_world import World, clock_ahead
 from tests.support.gateway_process import GatewayProcess
@@ -38,6 +38,7 @@ BAKE = {"steps": [{"weight": 50, "bake": "1h", "min_requests": 5}, {"weight": 10
 LONG = {"shadow": None, "deadline": "2h", **BAKE}
 
 
+@ON_SQLITE_FIRST
 def test_f7_nobody_is_in_control_of_a_bake(
     make_world: Callable[..., World], tmp_path: Path, injected: Injected
 ) -> None:
@@ -196,6 +197,7 @@ def enough(status: GatewayStatus) -> bool:
     return asked.keys() >= {"served", "shadow"} and all(tally.requests > 300 for tally in asked.values())
 
 
+@ON_SQLITE_FIRST
 @pytest.mark.parametrize("on_deadline", ["rollback", "hold"])
 def test_f14_figures_that_are_missing_or_no_numbers(
     make_world: Callable[..., World], injected: Injected, on_deadline: str
@@ -205,7 +207,7 @@ def test_f14_figures_that_are_missing_or_no_numbers(
     world.promoted("1")
     release = world.in_step("2", "canary_50")
     world.followed()
-    with Client(world.settings.gateway_url, world.model) as client:
+    with Client(world.settings.gateway_url, world.model, pause_s=0.005) as client:
         status = world.followed(enough)
         assert world.control().observe(release.id, status).action == "advance", "without the fault it goes on"
         soon, late = world.control(), world.control(clock=clock_ahead(3 * HOUR))

@@ -22,7 +22,7 @@ from airlock.core.release import Event
 from airlock.core.verdict import Status, Verdict
 from airlock.steps import tracking
 from airlock.steps.registry import Registry
-from tests.faults.conftest import Injected
+from tests.faults.conftest import ON_SQLITE_FIRST, Injected
 from tests.support import mlflow_server
 from tests.support.clients import Client
 from tests.support.fault_worker import Points, Worker
@@ -131,6 +131,7 @@ class Counted:
         return self._registry.alias(model, alias)
 
 
+@ON_SQLITE_FIRST
 @pytest.mark.parametrize("dies", [False, True], ids=["before the rollback", "as the alias is to move"])
 def test_f15_mlflow_is_killed_and_a_rollback_goes_through(
     world: World, server: MlflowServer, injected: Injected, monkeypatch: pytest.MonkeyPatch, dies: bool

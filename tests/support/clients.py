@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 class Client:
     """One client that asks for one model without a pause, in a thread of its own. Use it in a ``with`` block."""
 
-    def __init__(self, url: str, model: str, *, pause_s: float = 0.01) -> None:
+    def __init__(self, url: str, model: str, *, pause_s: float = 0.02) -> None:
         self.row: dict[str, Any] = GOOD_ROW
         self.answers: list[dict[str, Any]] = []
         self.errors: list[str] = []

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import httpx
 import psutil
 
 from tests.support.ports import free_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_up, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -58,12 +57,9 @@ class GatewayProcess:
     def wait_until_up(self, path: str = "/healthz") -> None:
         def answers() -> bool:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                return httpx.get(self.url + path, timeout=5).is_success
-            except httpx.HTTPError:
-                return False
+            return is_up(self.url + path)
 
-        wait_until(answers, f"{path} to answer", seen=lambda: self.log.read_text()[-3000:], every=0.05)
+        wait_until(answers, f"{path} to answer", seen=lambda: self.log.read_text()[-3000:], every=0.1)
         self._workers = self._parent.children(recursive=True)
 
     def kill(self) -> None:

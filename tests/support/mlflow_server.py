@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-
 from tests.support.ports import free_port
-from tests.support.waiting import wait_until
+from tests.support.waiting import is_up, wait_until
 
 
 class MlflowServer:
@@ -43,10 +41,7 @@ class MlflowServer:
 
         def answers() -> bool:
             assert process.poll() is None, log.read_text()[-2000:]
-            try:
-                return httpx.get(f"{self.url}/health", timeout=5).is_success
-            except httpx.TransportError:
-                return False
+            return is_up(f"{self.url}/health")
 
         wait_until(answers, "the MLflow server to answer", seen=lambda: log.read_text()[-2000:], every=0.1)
 

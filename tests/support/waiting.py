@@ -10,10 +10,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import httpx
+
+from airlock.tls import trusted
+
 T = TypeVar("T")
 
 PATIENCE_S = 120.0
-_EVERY_S = 0.01
+_EVERY_S = 0.02
 
 
 def wait_until(
@@ -58,6 +62,14 @@ async def wait_until_async(
             raise AssertionError(_missed(what, patience, seen() if seen else found))
         await asyncio.sleep(every)
     return found
+
+
+def is_up(url: str) -> bool:
+    """Whether a server answers there, and well."""
+    try:
+        return httpx.get(url, timeout=5, verify=trusted()).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def _missed(what: str, patience: float, seen: object) -> str:
