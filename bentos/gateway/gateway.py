@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import orjson
 from prometheus_client.core import Metric
+from runtime.refusals import Refused
+from runtime.versions import Version, VersionFailed, predictions
 
 from gateway.asking import Asked, Asker
 from gateway.evidence import SERVED, Keeper
@@ -26,12 +28,10 @@ from gateway.online import OnlineFeatures
 from gateway.paths import Paths
 from gateway.prediction_writer import Origin, PredictionWriter
 from gateway.questions import MAX_KEY, Question, read_entities, read_rows, routing_key
-from gateway.refusals import Refused
 from gateway.routes import RouteTable
 from gateway.serving import Effect, Served
 from gateway.shadow import ShadowWorker, Task
 from gateway.stand_ins import Means
-from gateway.versions import Version, VersionFailed, predictions
 
 
 class Given(NamedTuple):

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
-
-from gateway.refusals import Refused
+from runtime.refusals import Refused
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from runtime.refusals import Refused, shown
+from runtime.schema import Row, Schema, expected, list_of, shown_name
+
 from airlock.core.errors import Unavailable
 from airlock.core.spec import Input
 from gateway.online import OnlineFeatures
-from gateway.refusals import Refused, shown
-from gateway.schema import Row, Schema, expected, list_of, shown_name
 from gateway.serving import Effect
 
 MAX_KEY = 256

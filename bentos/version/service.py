@@ -1,6 +1,6 @@
 """One version as a service of its own: ``bentoml serve <model>:<tag>``.
 
-Packaging puts this file beside the version's ``bundle/``, the gateway's checks and Airlock's core, so
+Packaging puts this file beside the version's ``bundle/``, the runtime that the gateway has too and Airlock's core, so
 that a Bento answers alone exactly as the gateway does with the same bundle.
 """
 
@@ -29,8 +29,8 @@ class Version:
     """Answers with the one bundle that lies beside it, after checking every byte of it."""
 
     def __init__(self) -> None:
-        from gateway.schema import Feeds, Schema
-        from gateway.versions import Version as Loaded
+        from runtime.schema import Feeds, Schema
+        from runtime.versions import Version as Loaded
 
         from airlock.core.route import Bundle
 
@@ -41,9 +41,9 @@ class Version:
     @bentoml.api  # type: ignore[untyped-decorator]
     def predict(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """One prediction for each row of features by name."""
-        from gateway.refusals import Refused
-        from gateway.schema import list_of
-        from gateway.versions import VersionFailed, predictions
+        from runtime.refusals import Refused
+        from runtime.schema import list_of
+        from runtime.versions import VersionFailed, predictions
 
         manifest = self._loaded.manifest
         try:

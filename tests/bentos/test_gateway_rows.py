@@ -9,10 +9,10 @@ import numpy as np
 import orjson
 import pytest
 from gateway.http import parse
-from gateway.refusals import Refused
-from gateway.schema import EXACT_INT, FLOAT_MAX, Feeds, Schema, list_of
 from hypothesis import given
 from hypothesis import strategies as st
+from runtime.refusals import Refused
+from runtime.schema import EXACT_INT, FLOAT_MAX, Feeds, Schema, list_of
 
 from airlock.core.spec import Input
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gateway.schema import Feeds, Schema
-from gateway.versions import TimedOut, Version, VersionFailed
+from runtime.schema import Feeds, Schema
+from runtime.versions import TimedOut, Version, VersionFailed
 
 from airlock.core.bundle import MANIFEST
 from airlock.core.errors import ArtifactCorrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from airlock.core.bundle import ONNX, verify
 from airlock.core.errors import ArtifactCorrupt, Unavailable
 from airlock.core.refs import Ref, VersionRef
+from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
+from airlock.gateway_client import GatewayClient
 from airlock.settings import Settings
 from airlock.steps import packaging
 from tests.support.gateway_process import REPOSITORY, running_gateway
-from tests.support.tiny_models import GOOD_ROW, INPUTS, bundle
+from tests.support.tiny_models import GOOD_ROW, INPUTS, bundle, publish, route
 
 SPEC = ModelSpec.model_validate(
     {
@@ -59,7 +62,7 @@ def version(home: Path) -> VersionRef:
 def test_a_bento_holds_the_gated_bytes(home: Path, version: VersionRef) -> None:
     bento = packaging.package(SPEC, settings_at(home), version)
 
-    assert bento.tag == f"late:v3-{version.bundle.digest[7:15]}"
+    assert re.fullmatch(f"late:v3-{version.bundle.digest[7:15]}-[0-9a-f]{{8}}", bento.tag)
     assert bento.digest == version.bundle.digest
     assert Path(bento.path).is_relative_to(home / "bentoml" / "bentos" / "late")
     assert verify(Path(bento.path), version.bundle.digest).model == "late"
@@ -87,14 +90,30 @@ def test_a_damaged_bento_is_built_again(home: Path, version: VersionRef) -> None
 
 
 @pytest.mark.integration
-@pytest.mark.slow
-def test_the_bento_serves_alone(home: Path, version: VersionRef) -> None:
+def test_an_airlock_that_serves_otherwise_packs_it_anew(
+    home: Path, version: VersionRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, bentos = packaging.package(SPEC, settings_at(home), version), tmp_path / "bentos"
+    shutil.copytree(REPOSITORY / "bentos", bentos, ignore=shutil.ignore_patterns("__pycache__"))
+    (bentos / "runtime" / "schema.py").write_text("# changed")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("it is built again"))
+    changed = Settings(**(vars(settings_at(home)) | {"project": tmp_path}))
+    with pytest.raises(pytest.fail.Exception, match="built again"):
+        packaging.package(SPEC, changed, version)
+    assert packaging.package(SPEC, settings_at(home), version) == before, "the one of before is still there"
+
+
+@pytest.mark.integration
+def test_f24_the_bento_serves_alone(home: Path, version: VersionRef) -> None:
+    """As ``bentoml serve`` of its tag, with what the gateway answers for the same version."""
     bento = packaging.package(SPEC, settings_at(home), version)
+    publish(home, route(Bundle(path=bento.path, digest=bento.digest)))
+    with running_gateway(home, "/readyz") as gateway:
+        (expected,) = GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])["predictions"]
     with running_gateway(home, "/livez", service=bento.tag, working_dir=None) as alone:
         answer = httpx.post(f"{alone.url}/predict", json={"rows": [GOOD_ROW]})
         assert answer.status_code == 200, answer.text
-        assert answer.json()["version"] == "3"
-        assert 0 < answer.json()["predictions"][0]["probability"] < 1
+        assert answer.json() == {"model": "late", "version": "3", "predictions": [expected]}
         refused = httpx.post(f"{alone.url}/predict", json={"rows": [GOOD_ROW | {"distance": "far"}]})
         assert refused.status_code == 422
         assert "distance" in refused.text

@@ -21,7 +21,7 @@ import orjson
 from gateway import clock
 from gateway.app import App
 from gateway.serving import Served
-from gateway.versions import Version, VersionFailed
+from runtime.versions import Version, VersionFailed
 
 from airlock.core.decide import Decision, Evidence, decide
 from airlock.core.guards import limits_of

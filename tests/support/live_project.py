@@ -302,22 +302,25 @@ class Live:
         return next(release for release in self.ledger.releases(model) if release.run == name)
 
     def ended(self, run: Run) -> Run:
-        def finished() -> Run | None:
-            with self.api() as api:
-                found = api.run(run.dag_id, run.dag_run_id)
-            return found if found.finished else None
+        with self.api() as api:
 
-        return self.until(f"{run.dag_id} {run.dag_run_id} to end", finished, patience=300, tell=lambda: self.story(run))
+            def finished() -> Run | None:
+                found = api.run(run.dag_id, run.dag_run_id)
+                return found if found.finished else None
+
+            what = f"{run.dag_id} {run.dag_run_id} to end"
+            return self.until(what, finished, patience=300, tell=lambda: self.story(run))
 
     def question(self, run: Run, task: str, user: str = "approver") -> Approval:
         """The question of a task, once a person can answer it."""
 
-        def asked() -> Approval | None:
-            with self.api(user) as api:
-                waiting = api.approvals(run.dag_id, run.dag_run_id)
-            return next((each for each in waiting if each.task_id == task), None)
+        with self.api(user) as api:
 
-        return self.until(f"{task} to ask", asked, tell=lambda: self.story(run))
+            def asked() -> Approval | None:
+                waiting = api.approvals(run.dag_id, run.dag_run_id)
+                return next((each for each in waiting if each.task_id == task), None)
+
+            return self.until(f"{task} to ask", asked, tell=lambda: self.story(run))
 
     def answer(self, run: Run, task: str, user: str, option: str, comment: str) -> None:
         question = self.question(run, task, user)

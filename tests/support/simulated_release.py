@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gateway import evidence
 from gateway.evidence import Role
 from gateway.serving import Served
-from gateway.versions import Version
+from runtime.versions import Version
 
 from airlock.core.replay_traffic import Observation, Traffic
 from airlock.core.spec import ModelSpec

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from airlock import core
-from airlock.core.bundle import verify
+from airlock.core.bundle import sha256, verify
 from airlock.core.errors import ArtifactCorrupt, DataInvalid, NotFound, Unavailable
 from airlock.core.refs import BentoRef, VersionRef
 from airlock.core.spec import ModelSpec
@@ -21,14 +21,14 @@ from airlock.steps.inference import OnnxModel
 BUNDLE = "src/bundle"
 """Where the bundle lies in a Bento."""
 _BUILD_SECONDS = 120
-_GATEWAY_PARTS = ("__init__.py", "refusals.py", "schema.py", "versions.py")
 
 
 def package(spec: ModelSpec, settings: Settings, version: VersionRef) -> BentoRef:
     """Build the version's Bento, open it from the store and run one prediction with what lies in it.
 
-    The tag, ``<model>:v<version>-<hex8>``, names the bundle's digest, so that the same version is built once: a
-    Bento of that tag that is found whole is used again.
+    The tag, ``<model>:v<version>-<hex8>-<hex8>``, names the digests of the bundle and of what serves it, so that
+    the same version is built once, and again by an Airlock that serves it otherwise: a Bento of that tag that is
+    found whole is used again.
 
     Raises:
         ArtifactCorrupt: the bundle, before or after, is not what its digest says, or cannot answer.
@@ -36,7 +36,8 @@ def package(spec: ModelSpec, settings: Settings, version: VersionRef) -> BentoRe
     """
     source = Path(version.bundle.path)
     verify(source, version.bundle.digest)
-    tag = f"{spec.model}:v{version.version}-{version.bundle.digest.removeprefix('sha256:')[:8]}"
+    digests = (version.bundle.digest, _digest({**_code(settings), "requirements.txt": _requirements(settings)}))
+    tag = "-".join([f"{spec.model}:v{version.version}", *(digest.removeprefix("sha256:")[:8] for digest in digests)])
     folder = settings.bentoml_home / "bentos" / Path(*tag.split(":"))
     if not _is_whole(folder, version):
         shutil.rmtree(folder, ignore_errors=True)
@@ -61,7 +62,7 @@ def _is_whole(folder: Path, version: VersionRef) -> bool:
 def _build(spec: ModelSpec, settings: Settings, version: VersionRef, tag: str) -> None:
     name, _, number = tag.partition(":")
     settings.bentoml_home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    requirements = (settings.bentos / "version" / "requirements.txt").read_text().splitlines()
+    requirements = _requirements(settings).read_text().splitlines()
     with tempfile.TemporaryDirectory(dir=settings.bentoml_home, prefix=f"building-{name}-") as scratch:
         _assemble(spec, settings, version, Path(scratch))
         options = {
@@ -99,16 +100,30 @@ def _run(settings: Settings, scratch: str, options: str, tag: str) -> None:
         raise Unavailable(f"BentoML did not build {tag}: {(done.stderr or done.stdout).strip()[-1000:]}")
 
 
+def _code(settings: Settings) -> dict[str, Path]:
+    """What serves the bundle, by its place in the Bento: the service, the runtime and the core, whole."""
+    own = Path(core.__file__).parents[1]
+    files = {"service.py": settings.bentos / "version" / "service.py", "airlock/__init__.py": own / "__init__.py"}
+    for package, root in ((settings.bentos / "runtime", settings.bentos), (own / "core", own.parent)):
+        for path in package.rglob("*.py"):
+            files[str(path.relative_to(root))] = path
+    return files
+
+
+def _requirements(settings: Settings) -> Path:
+    return settings.bentos / "version" / "requirements.txt"
+
+
+def _digest(files: dict[str, Path]) -> str:
+    """One digest of files and their places, whatever order they are found in."""
+    return sha256("".join(f"{place} {sha256(files[place].read_bytes())}\n" for place in sorted(files)).encode())
+
+
 def _assemble(spec: ModelSpec, settings: Settings, version: VersionRef, scratch: Path) -> None:
-    """What goes into the Bento: the service, the checks, the core and the bundle; nothing of the machine."""
-    gateway = settings.bentos / "gateway"
-    own_core = Path(core.__file__).parent
-    shutil.copyfile(settings.bentos / "version" / "service.py", scratch / "service.py")
-    (scratch / "gateway").mkdir()
-    for part in _GATEWAY_PARTS:
-        shutil.copyfile(gateway / part, scratch / "gateway" / part)
-    shutil.copytree(own_core, scratch / "airlock" / "core", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(own_core.parent / "__init__.py", scratch / "airlock" / "__init__.py")
+    """What goes into the Bento: the code, and the bundle; nothing of the machine."""
+    for place, path in _code(settings).items():
+        (scratch / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, scratch / place)
     shutil.copytree(version.bundle.path, scratch / "bundle")
     facts = {"model": spec.model, "version": version.version, "digest": version.bundle.digest}
     (scratch / "version.json").write_text(json.dumps(facts, indent=2))

@@ -15,8 +15,8 @@ from airlock.core.bundle import ONNX, Manifest, verify
 from airlock.core.errors import ArtifactCorrupt
 from airlock.core.route import Bundle
 from airlock.core.spec import Task
-from gateway.schema import Feeds, Row, Schema
-from gateway.watchdog import Watchdog
+from runtime.schema import Feeds, Row, Schema
+from runtime.watchdog import Watchdog
 
 INLINE_MS = 2.0
 """A run that is expected to take longer leaves the event loop and goes to a thread."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from airlock.core.spec import Input
-from gateway.refusals import Refused
+from runtime.refusals import Refused
 
 Row = Sequence[Any]
 FLOAT_MAX = float(np.finfo(np.float32).max)
