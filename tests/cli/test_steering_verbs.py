@@ -84,6 +84,7 @@ def test_the_actor_is_the_user_of_this_machine(
 
 def test_deadlines_move_and_releases_are_let_through(control: ReleaseControl, candidate: Release) -> None:
     assert "6h more for each step" in run("extend", MODEL, "6h").stdout
+    assert "5m more for each step" in run("extend", MODEL, "5m").stdout
     assert said("promote", MODEL, "--reason", "hurry")["promote_now"] is True
 
 
@@ -115,6 +116,14 @@ def test_a_rollback_needs_nothing_that_runs(control: ReleaseControl) -> None:
     refused = run("rollback", MODEL)
     assert refused.exit_code == 1
     assert "good ones: none" in refused.output
+
+
+def test_an_empty_reason_is_none(control: ReleaseControl) -> None:
+    promoted(control, "2")
+    refused = run("rollback", MODEL, "--reason", " ")
+    assert refused.exit_code == 2
+    assert "it is empty; say why" in " ".join(refused.output.split())
+    assert route().champion == "2"
 
 
 def test_pins_are_set_shown_and_taken_away(control: ReleaseControl, candidate: Release) -> None:
@@ -242,6 +251,7 @@ def unreadable(request: pytest.FixtureRequest, candidate: Release) -> Path:
 
 def test_a_release_is_steered_without_its_file(control: ReleaseControl, unreadable: Path) -> None:
     assert said("pause", MODEL)["paused"] is True
+    assert "canary_5, paused" in run("status").stdout
     assert said("resume", MODEL)["paused"] is False
     assert said("extend", MODEL, "6h")["paused"] is False
     assert said("pin", MODEL, "west", "--version", "1", "--when", "x=1")["pins"][0]["version"] == "1"

@@ -295,7 +295,16 @@ class _Bake(BaseModel):
 class TestDuration:
     @pytest.mark.parametrize(
         ("text", "seconds"),
-        [("90s", 90), ("15m", 900), ("6h", 21_600), ("14d", 1_209_600), ("0.25s", 0.25), ("1.5h", 5400), ("0s", 0)],
+        [
+            ("90s", 90),
+            ("15m", 900),
+            ("6h", 21_600),
+            ("14d", 1_209_600),
+            ("0.25s", 0.25),
+            ("250ms", 0.25),
+            ("1.5h", 5400),
+            ("0s", 0),
+        ],
     )
     def test_what_is_read(self, text: str, seconds: float) -> None:
         assert _Bake(time=text).time == timedelta(seconds=seconds)  # type: ignore[arg-type]

@@ -146,6 +146,8 @@ def test_a_changed_record_is_refused(ended: Ended, spoil: Callable[[Path], objec
 def test_a_missing_record_or_key_is_told(ended: Ended, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"record\.json"):
         record.verify(tmp_path / "record.json", ended.settings)
+    with pytest.raises(NotFound, match=r"is a folder; name the record in it, such as .*record\.json"):
+        record.verify(tmp_path, ended.settings)
     path = ended.write()
     with pytest.raises(ArtifactCorrupt, match="no public key"):
         record.verify(path, ended.settings, public_key=tmp_path / "other.pub")

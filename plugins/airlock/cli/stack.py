@@ -66,7 +66,7 @@ def status(as_json: AsJson = False) -> None:
         else:
             _table(found)
             for each in releases:
-                where = each["step"] or each["phase"]
+                where = (each["step"] or each["phase"]) + (", paused" if each["paused"] else "")
                 out.print(f"release   {each['release']} of {each['model']} version {each['version']}: {where}")
                 if each["note"]:
                     out.print(f"          {each['note']}", markup=False)
@@ -94,6 +94,7 @@ def _releases() -> list[dict[str, Any]]:
                 "version": release.version,
                 "phase": release.phase,
                 "step": release.step,
+                "paused": release.paused,
                 "note": control.spec_note(release),
             }
             for control in controls

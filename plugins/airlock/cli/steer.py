@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     from airlock.core.route import Route
     from airlock.core.segment import Condition
 
-Why = Annotated[str, typer.Option(help="Why; it is kept in the ledger.")]
+
+def _reason(value: str) -> str:
+    if not value.strip():
+        raise typer.BadParameter("it is empty; say why, or leave the option out")
+    return value
+
+
+Why = Annotated[str, typer.Option(callback=_reason, help="Why; it is kept in the ledger.")]
 Actor = Annotated[
     str | None, typer.Option(metavar="NAME", help="Who asks for it; it is kept too.", show_default="your user name")
 ]
@@ -79,12 +86,14 @@ def extend(
     as_json: AsJson = False,
 ) -> None:
     """Move the deadline of the release on its way."""
+    from airlock.core.policy import written
+
     longer = _duration(by)
     _steer(
         model,
         as_json,
         lambda control, release: control.extend(release.id, longer, actor=_who(actor), reason=reason),
-        "has {extended} more for each step",
+        f"has {written(longer)} more for each step",
     )
 
 
@@ -144,7 +153,7 @@ def rollback(
         if as_json:
             print_json({"generation": route.generation, "champion": route.champion, "reason": route.reason})
         else:
-            out.print(f"{model} is answered by version {route.champion}: {route.reason}", markup=False)
+            out.print(f"{model} is to be answered by version {route.champion} alone: {route.reason}", markup=False)
 
 
 @contextmanager
@@ -170,8 +179,6 @@ def control_of(model: str, *, aliases: bool = False) -> Iterator[ReleaseControl]
 
 
 def _steer(model: str, as_json: bool, act: Callable[[ReleaseControl, Release], Release], told: str) -> None:
-    from airlock.core.spec import written
-
     with control_of(model) as control:
         release = control.current(model)
         if release is None:
@@ -183,7 +190,7 @@ def _steer(model: str, as_json: bool, act: Callable[[ReleaseControl, Release], R
         if as_json:
             print_json(steered.model_dump(mode="json"))
             return
-        said = told.format(step=steered.step, extended=written(steered.extended))
+        said = told.format(step=steered.step)
         out.print(f"release {steered.id} of {model} version {steered.version} {said}: {steered.reason}", markup=False)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pydantic_core import PydanticCustomError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_DURATION = r"^(\d+(?:\.\d+)?)([smhd])$"
+_DURATION = r"^(\d+(?:\.\d+)?)(ms|[smhd])$"
 
 
 def _duration(value: object) -> object:
@@ -20,7 +20,7 @@ def _duration(value: object) -> object:
     match = re.fullmatch(_DURATION, value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f"expected a duration such as 90s, 15m, 6h or 14d, got {value!r}")
-    return timedelta(**{_UNITS[match[2]]: float(match[1])})
+    return timedelta(**{"milliseconds" if match[2] == "ms" else _UNITS[match[2]]: float(match[1])})
 
 
 def written(value: timedelta) -> str:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from airlock.core.drift_policy import Drift
 from airlock.core.gate_policies import (
@@ -289,11 +289,17 @@ class Fallback(Policy):
         return tuple(rule.answer for rule in self.rules) + (() if self.default is None else (self.default,))
 
 
+def _some_time(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("expected more than 0s, such as 250ms: nothing answers in no time")
+    return value
+
+
 class Serving(Policy):
     """Limits of the served model. ``timeout`` is how long a version may take before the champion answers."""
 
     fallback: Fallback = Fallback()
-    timeout: Duration = timedelta(milliseconds=250)
+    timeout: Annotated[Duration, AfterValidator(_some_time)] = timedelta(milliseconds=250)
     max_rows: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_000_000
 

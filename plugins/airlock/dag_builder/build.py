@@ -31,7 +31,8 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
     """The DAGs of every spec in ``folder``, by DAG id, in the order of the file names, and one that repairs them all.
 
     A spec that cannot be used becomes an import error under its own file's name and takes no
-    other model's DAGs down.
+    other model's DAGs down. Airflow takes errors of files that are no Python off its list again with each look at the
+    folder, so it is shown for some seconds of every half minute; ``airlock spec lint`` always tells.
     """
     dags: dict[str, DAG] = {}
     for path in spec_files(folder):

@@ -221,6 +221,8 @@ def verify(path: Path, settings: Settings, *, public_key: Path | None = None) ->
         ArtifactCorrupt: the record or its signature was changed, or another key signed it.
         NotFound: there is no record or no signature at ``path``.
     """
+    if path.is_dir():
+        raise NotFound(f"{path} is a folder; name the record in it, such as {path / RECORD}")
     try:
         raw, signature = path.read_bytes(), path.with_name(path.name + ".sig").read_text()
     except FileNotFoundError as error:
