@@ -71,7 +71,7 @@ def test_a_good_spec_is_read(folder: Path) -> None:
         ("evaluation:", "zzz:", "data.zzz", (6, 3), "unknown key; known keys: key, event_time, table"),
         ("30d", "30 days", "data.evaluation", (6, 15), "such as 90s, 15m, 6h or 14d, got '30 days'"),
         ("regression", "regresion", "task", (2, 7), "'regresion' is unknown; did you mean 'regression'?"),
-        ("task: regression", "task: regression\nserving: {timeout: 0s}", "serving.timeout", (3, 20), "more than 0s"),
+        ("task: regression", "task: regression\nserving: {timeout: 0s}", "serving.timeout", (3, 11), "more than 0s"),
         ("kind: size", "kind: sise", "gates.1", (13, 11), "unknown kind 'sise'; did you mean 'size'?"),
         ("kind: size\n    ", "", "gates.1", (13, 5), "key 'kind' is missing; known: calibration"),
         ("metric: rmse", "metric: rsme", "gates.0.metric", (12, 31), "did you mean 'rmse'?"),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import orjson
-from runtime.refusals import Refused
 
 from gateway.gateway import Gateway
 from gateway.http import Asgi, Receive, Scope, Send, respond
 from gateway.metrics import CONTENT_TYPE
 from gateway.openapi import PAGE, document
+from runtime.refusals import Refused
 
 _MODELS = "/v1/models/"
 _PREDICT = "/predict"

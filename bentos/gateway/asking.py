@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.versions import TimedOut, Version, VersionFailed
-
 from airlock.core.spec import Task as Kind
 from airlock.core.tally import Ejection, Role, within
 from gateway import clock
@@ -27,6 +25,7 @@ from gateway.prediction_writer import Entry, Origin, PredictionWriter
 from gateway.serving import Effect, Served
 from gateway.shadow import Scored, Task
 from gateway.stand_ins import Means
+from runtime.versions import TimedOut, Version, VersionFailed
 
 logger = logging.getLogger("airlock.gateway")
 

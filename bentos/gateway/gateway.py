@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import orjson
 from prometheus_client.core import Metric
-from runtime.refusals import Refused
-from runtime.versions import Version, VersionFailed, predictions
 
 from gateway.asking import Asked, Asker
 from gateway.evidence import SERVED, Keeper
@@ -32,6 +30,8 @@ from gateway.routes import RouteTable
 from gateway.serving import Effect, Served
 from gateway.shadow import ShadowWorker, Task
 from gateway.stand_ins import Means
+from runtime.refusals import Refused
+from runtime.versions import Version, VersionFailed, predictions
 
 
 class Given(NamedTuple):

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
+
 from runtime.refusals import Refused
 
 Scope = MutableMapping[str, Any]

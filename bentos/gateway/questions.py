@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from runtime.refusals import Refused, shown
-from runtime.schema import Row, Schema, expected, list_of, shown_name
-
 from airlock.core.errors import Unavailable
 from airlock.core.spec import Input
 from gateway.online import OnlineFeatures
 from gateway.serving import Effect
+from runtime.refusals import Refused, shown
+from runtime.schema import Row, Schema, expected, list_of, shown_name
 
 MAX_KEY = 256
 _FIELDS = frozenset({"rows", "entities", "key", "attributes"})

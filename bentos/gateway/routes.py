@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import ValidationError
-from runtime.versions import Version
 
 from airlock.core.errors import AirlockError, RouteError
 from airlock.core.route import Bundle, Route, parse_route
@@ -25,6 +24,7 @@ from airlock.core.tally import Ejection
 from gateway.evidence import Kept, Lost, read_kept
 from gateway.paths import Paths, write_durably
 from gateway.serving import Served
+from runtime.versions import Version
 
 logger = logging.getLogger("airlock.gateway")
 

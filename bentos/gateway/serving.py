@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from runtime.schema import Feeds, Schema
-from runtime.versions import Version
-
 from airlock.core.guards import breach, slow_limits
 from airlock.core.limits import answers_apart
 from airlock.core.route import Route, place
@@ -17,6 +14,8 @@ from airlock.core.segment import met
 from airlock.core.tally import Ejection, GatewayStatus, Role, Tally
 from gateway.evidence import Evidence, Kept, Lost, Tallies
 from gateway.stand_ins import StandIns
+from runtime.schema import Feeds, Schema
+from runtime.versions import Version
 
 logger = logging.getLogger("airlock.gateway")
 

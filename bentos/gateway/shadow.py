@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from runtime.versions import Version, VersionFailed
-
 from gateway.prediction_writer import Origin
 from gateway.serving import Effect, Served
+from runtime.versions import Version, VersionFailed
 
 QUEUE = 2_000
 _DELIVER_SECONDS = 0.02

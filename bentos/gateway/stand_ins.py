@@ -10,10 +10,9 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from runtime.schema import Row
-
 from airlock.core.segment import met
 from airlock.core.spec import Fallback
+from runtime.schema import Row
 
 CACHED_ROWS = 10_000
 """Answers that are remembered of one model; beyond it the one that was not used for longest is forgotten."""

@@ -29,10 +29,9 @@ class Version:
     """Answers with the one bundle that lies beside it, after checking every byte of it."""
 
     def __init__(self) -> None:
+        from airlock.core.route import Bundle
         from runtime.schema import Feeds, Schema
         from runtime.versions import Version as Loaded
-
-        from airlock.core.route import Bundle
 
         self._loaded = Loaded(FACTS["version"], Bundle(path=str(HERE / "bundle"), digest=FACTS["digest"]))
         self._schema = Schema(self._loaded.manifest.inputs)

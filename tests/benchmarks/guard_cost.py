@@ -31,8 +31,6 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "bentos")]
 
-from gateway.prediction_writer import Counted, Entry, Origin, to_table  # noqa: E402
-
 from airlock.core.counters import Counters  # noqa: E402
 from airlock.core.guards import judge, limits_of  # noqa: E402
 from airlock.core.release import Phase, Release  # noqa: E402
@@ -41,6 +39,7 @@ from airlock.core.spec import ModelSpec  # noqa: E402
 from airlock.ledger import Ledger  # noqa: E402
 from airlock.settings import Settings  # noqa: E402
 from airlock.steps import evidence, labels, outcomes  # noqa: E402
+from gateway.prediction_writer import Counted, Entry, Origin, to_table  # noqa: E402
 from tests.support.toy_model import toy_spec  # noqa: E402
 
 START = datetime(2026, 2, 1, tzinfo=UTC)

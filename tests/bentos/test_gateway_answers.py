@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from gateway import shadow
 
 from airlock.core.route import Bundle, Limit, place
 from airlock.core.spec import Input, Serving, Task
 from airlock.core.tally import Ejection, GatewayStatus
+from gateway import shadow
 from tests.support.gateway_in_process import PREDICT, Running, in_gateway
 from tests.support.tiny_models import GOOD_ROW, INPUTS, bundle, publish, route
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from gateway.evidence import SERVED, SHADOW, Evidence, Kept, Lost, read_kept
-from gateway.paths import write_durably
 
 from airlock.core.counters import Counters
 from airlock.core.guards import breach, judge
@@ -20,6 +18,8 @@ from airlock.core.route import Bundle, Limit, Route, place
 from airlock.core.tally import GatewayStatus, Sums
 from airlock.prediction_log import read
 from airlock.settings import Settings
+from gateway.evidence import SERVED, SHADOW, Evidence, Kept, Lost, read_kept
+from gateway.paths import write_durably
 from tests.support.gateway_in_process import Running, in_gateway
 from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
 from tests.support.waiting import wait_until_async

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from gateway import paths
 
 from airlock import settings
+from gateway import paths
 
 
 @pytest.mark.parametrize("home", ["elsewhere", None])

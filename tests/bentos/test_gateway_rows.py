@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from gateway.http import parse
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime.refusals import Refused
-from runtime.schema import EXACT_INT, FLOAT_MAX, Feeds, Schema, list_of
 
 from airlock.core.spec import Input
+from gateway.http import parse
+from runtime.refusals import Refused
+from runtime.schema import EXACT_INT, FLOAT_MAX, Feeds, Schema, list_of
 
 INPUTS = {
     "distance": Input(type="float", min=0, max=10_000),

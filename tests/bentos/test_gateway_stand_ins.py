@@ -8,13 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gateway.stand_ins import StandIns
 
 from airlock.core.route import Bundle
 from airlock.core.segment import Condition
 from airlock.core.spec import Fallback, Features, Input, Rule, Serving, Task
 from airlock.prediction_log import read
 from airlock.settings import Settings
+from gateway.stand_ins import StandIns
 from tests.support.gateway_in_process import PREDICT, Running, in_gateway
 from tests.support.gateway_process import REPOSITORY
 from tests.support.tiny_models import GOOD_ROW, INPUTS, bundle, publish, route

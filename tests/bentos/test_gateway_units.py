@@ -8,14 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from gateway import clock as clock_module
-from gateway.evidence import SERVED, Evidence
 
 from airlock.core.counters import Counters
 from airlock.core.guards import judge
 from airlock.core.route import Bundle, Limit, Route
 from airlock.core.tally import GatewayStatus, Scope
 from airlock.core.verdict import Status
+from gateway import clock as clock_module
+from gateway.evidence import SERVED, Evidence
 from tests.support.gateway_in_process import PREDICT, Running, in_gateway
 from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runtime.schema import Feeds, Schema
-from runtime.versions import TimedOut, Version, VersionFailed
 
 from airlock.core.bundle import MANIFEST
 from airlock.core.errors import ArtifactCorrupt
 from airlock.core.spec import Input
+from runtime.schema import Feeds, Schema
+from runtime.versions import TimedOut, Version, VersionFailed
 from tests.support.tiny_models import bundle
 
 NUMBERS = {name: Input(type="float", nullable=True) for name in ("a", "b", "c")}

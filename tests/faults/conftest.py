@@ -28,7 +28,8 @@ Injected = Callable[[str, str], None]
 ON_SQLITE_FIRST = pytest.mark.parametrize(
     "ledger_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
 )
-"""For faults that are none of the ledger's own: the fast tests have them on one database."""
+"""For faults that are none of the ledger's own, or at points where F1 and F2 kill too: the fast tests have them on one
+database."""
 
 
 @pytest.fixture(scope="session", autouse=True)

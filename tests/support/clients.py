@@ -14,7 +14,7 @@ from tests.support.waiting import wait_until
 
 
 class Client:
-    """One client that asks for one model without a pause, in a thread of its own. Use it in a ``with`` block."""
+    """One client that keeps asking for one model, in a thread of its own. Use it in a ``with`` block."""
 
     def __init__(self, url: str, model: str, *, pause_s: float = 0.02) -> None:
         self.row: dict[str, Any] = GOOD_ROW

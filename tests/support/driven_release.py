@@ -18,10 +18,6 @@ from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
 
 import orjson
-from gateway import clock
-from gateway.app import App
-from gateway.serving import Served
-from runtime.versions import Version, VersionFailed
 
 from airlock.core.decide import Decision, Evidence, decide
 from airlock.core.guards import limits_of
@@ -29,6 +25,10 @@ from airlock.core.release import Phase, PlannedStep, Release, plan
 from airlock.core.route import Bundle, Route
 from airlock.core.spec import ModelSpec
 from airlock.core.tally import Ejection, GatewayStatus
+from gateway import clock
+from gateway.app import App
+from gateway.serving import Served
+from runtime.versions import Version, VersionFailed
 from tests.support import tiny_models
 from tests.support.gateway_in_process import PREDICT, Running, running
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from airlock.core.tally import GatewayStatus
 from gateway.app import App
 from gateway.gateway import Gateway
 from gateway.paths import Paths
-
-from airlock.core.tally import GatewayStatus
 from tests.support.tiny_models import GOOD_ROW, bundle, publish, route
 from tests.support.waiting import wait_until_async
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from airlock.core.replay_traffic import Observation, Traffic
+from airlock.core.spec import ModelSpec
 from gateway import evidence
 from gateway.evidence import Role
 from gateway.serving import Served
 from runtime.versions import Version
-
-from airlock.core.replay_traffic import Observation, Traffic
-from airlock.core.spec import ModelSpec
 from tests.support import tiny_models
 from tests.support.driven_release import Control
 

@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, model_validator
 
 from airlock.core.drift_policy import Drift
 from airlock.core.gate_policies import (
@@ -289,17 +289,11 @@ class Fallback(Policy):
         return tuple(rule.answer for rule in self.rules) + (() if self.default is None else (self.default,))
 
 
-def _some_time(value: timedelta) -> timedelta:
-    if value <= timedelta(0):
-        raise ValueError("expected more than 0s, such as 250ms: nothing answers in no time")
-    return value
-
-
 class Serving(Policy):
     """Limits of the served model. ``timeout`` is how long a version may take before the champion answers."""
 
     fallback: Fallback = Fallback()
-    timeout: Annotated[Duration, AfterValidator(_some_time)] = timedelta(milliseconds=250)
+    timeout: Duration = timedelta(milliseconds=250)
     max_rows: Annotated[int, Field(ge=1)] = 1000
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_000_000
 
@@ -353,6 +347,8 @@ class ModelSpec(Policy):
             raise refused("gates", "a model without a gate that is enforced cannot be judged: declare at least one")
         if not self.guards:
             raise refused("guards", "no alarm configured: a rollout needs at least one guard with a minimum sample")
+        if not self.serving.timeout:
+            raise refused("serving.timeout", "expected more than 0s, such as 250ms: nothing answers in no time")
         if self.rollout.plan == "experiment" and self.experiment is None:
             raise refused("experiment", "a rollout by experiment needs an experiment: its primary outcome and effect")
         if self.label.name in self.inputs:

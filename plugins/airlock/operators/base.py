@@ -13,7 +13,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from airflow.sdk import AssetAlias, BaseOperator, Context
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError
-from pydantic import ValidationError
 
 from airlock import assets, settings, specs
 from airlock.control import ReleaseControl
@@ -160,8 +159,7 @@ def refusals_are_final(
     """Fail the task without a retry when the answer would be the same again.
 
     A part of the stack that does not answer (``Unavailable``) and a lost race (``Conflict``) are worth another try;
-    what is not possible is not, nor is a document that does not hold together, and who can wait for it has waited
-    before.
+    what is not possible is not, and who can wait for it has waited before.
     """
 
     @functools.wraps(execute)
@@ -170,7 +168,7 @@ def refusals_are_final(
             return execute(self, *args, **kwargs)
         except (Unavailable, Conflict):
             raise
-        except (AirlockError, ValidationError) as error:
+        except AirlockError as error:
             raise AirflowFailException(str(error)) from error
 
     return wrapper

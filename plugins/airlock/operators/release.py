@@ -218,7 +218,8 @@ class ReleaseOperator(ModelOperator):
         """
         if release.phase in TERMINAL - {Phase.COMPLETED}:
             history = self.control.ledger.timeline(self.model)
-            who = next(each.actor for each in history if (each.release, each.phase) == (release.id, release.phase))
+            ended = (each.actor for each in history if (each.release, each.phase) == (release.id, release.phase))
+            who = next(ended, "somebody whom the journal does not name")
             raise AirflowFailException(
                 f"{self.model}: release {release.id} of version {release.version} is "
                 f"{release.phase.replace('_', ' ')} by {who}: {release.reason}"

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gateway import evidence
 from typer.testing import CliRunner
 
 from airlock.cli.app import app
@@ -27,6 +26,7 @@ from airlock.core.route import Bundle
 from airlock.core.spec import ModelSpec
 from airlock.ledger import Ledger
 from airlock.steps.simulation import Simulation, simulated
+from gateway import evidence
 from tests.support import driven_release
 from tests.support.driven_release import RELEASE, TRUTHS, Truth
 from tests.support.simulated_release import judged, versions
