@@ -6,7 +6,7 @@ READY := $(VENV)/.airlock-ready
 ARGS ?=
 SYNC = VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv sync --quiet --active --locked --inexact --compile-bytecode --all-extras --all-groups
 PYTEST ?= $(BIN)/pytest
-WORKERS ?= 2
+WORKERS ?= 3
 SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -34,7 +34,7 @@ lint: $(READY)  ## style, types, import directions, specs, lock
 	$(BIN)/airlock spec lint
 	$(BIN)/uv lock --check --quiet
 
-test: lint  ## lint, then every test but the slow ones, WORKERS=2 at a time; the story on a real Airflow among them
+test: lint  ## lint, then every test but the slow ones, WORKERS=3 at a time; the story on a real Airflow among them
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 test-all: lint  ## lint, then every test

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from airflow.exceptions import SerializationError
+from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
 from airflow.serialization.serialized_objects import DagSerialization
 
 from airlock.dag_builder import build_dags
@@ -115,3 +116,20 @@ def test_a_broken_spec_takes_no_other_model_down(folder: Path, tmp_path: Path) -
     message = errors["models/broken.yaml"]
     assert "broken.yaml:6" in message
     assert "did you mean 'gates'?" in message
+
+
+@pytest.mark.parametrize(
+    ("asked", "built"),
+    [
+        (None, {"toy", "other", "airlock"}),
+        ("other__train", {"other", "airlock"}),
+        ("airlock__reconcile", {"airlock"}),
+        ("elsewhere__train", {"toy", "other", "airlock"}),
+    ],
+)
+def test_a_task_builds_its_own_model_alone(folder: Path, asked: str | None, built: set[str]) -> None:
+    (folder / "models" / "other.yaml").write_text(GOOD.format(model="other"))
+    with _airflow_parsing_context_manager(dag_id=asked, task_id="a task"):
+        dags = build_dags(folder / "models")
+    assert {name.partition("__")[0] for name in dags} == built
+    assert asked in (None, "elsewhere__train") or asked in dags

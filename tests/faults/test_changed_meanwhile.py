@@ -20,12 +20,12 @@ from airlock.core.refs import BentoRef
 from airlock.core.release import Phase
 from airlock.core.tally import GatewayStatus
 from airlock.core.verdict import Status
-from tests.faults.conftest import Injected
+from tests.faults.conftest import ON_SQLITE_FIRST, Injected
 from tests.support.clients import Client
 from tests.support.control import FINITE
 from tests.support.fault_world import World
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, ON_SQLITE_FIRST]
 
 ERRORS = {"kind": "error_rate", "max": 0.05, "min_requests": 5}
 LATENCY = {"kind": "latency", "max_p99_ms": 10_000, "min_requests": 5}

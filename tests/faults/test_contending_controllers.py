@@ -91,7 +91,7 @@ def at_once(start: Callable[..., Worker], *tasks: list[Task]) -> list[tuple[str,
     return list(zip(*(worker.result() for worker in workers), strict=True))
 
 
-ROUNDS = [6, pytest.param(60, marks=pytest.mark.slow)]
+ROUNDS = [3, pytest.param(60, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("rounds", ROUNDS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import event
@@ -26,26 +27,36 @@ MINUTE = timedelta(minutes=1)
 WORKERS = 3
 
 
-def _outcomes(work: Callable[..., str], url: str) -> list[str]:
-    """What ``work(url, number, wait)`` returned in each process; ``wait`` returns in all of them at once."""
-    barrier, results = SPAWN.Barrier(WORKERS), SPAWN.Queue()
-    processes = [SPAWN.Process(target=_worker, args=(work, url, n, barrier, results)) for n in range(WORKERS)]
-    for process in processes:
-        process.start()
-    try:
-        outcomes = [results.get(timeout=WAIT_S) for _ in processes]
-    finally:
-        for process in processes:
-            process.join(WAIT_S)
-            process.kill()
-    return sorted(outcomes)
+class Racers:
+    """Processes that stay for all tests of the file; to import the ledger takes each of them longer than to race."""
+
+    _barrier: ClassVar[Barrier]
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def outcomes(self, work: Callable[..., str], url: str) -> list[str]:
+        """What ``work(url, number, wait)`` returned in each process; ``wait`` returns in all of them at once."""
+        futures = [self._pool.submit(Racers._race, work, url, number) for number in range(WORKERS)]
+        return sorted(future.result(WAIT_S) for future in futures)
+
+    @classmethod
+    def start(cls, barrier: Barrier) -> None:
+        """In the process: what all of them wait at."""
+        cls._barrier = barrier
+
+    @classmethod
+    def _race(cls, work: Callable[..., str], url: str, number: int) -> str:
+        try:
+            return work(url, number, lambda: cls._barrier.wait(WAIT_S))
+        except Exception as error:  # noqa: BLE001 - the parent compares it with what it expected
+            return f"{type(error).__name__}: {error}"
 
 
-def _worker(work: Callable[..., str], url: str, number: int, barrier: Barrier, results: Queue[str]) -> None:
-    try:
-        results.put(work(url, number, lambda: barrier.wait(WAIT_S)))
-    except Exception as error:  # noqa: BLE001 - the parent compares it with what it expected
-        results.put(f"{type(error).__name__}: {error}")
+@pytest.fixture(scope="module")
+def racers() -> Iterator[Racers]:
+    with ProcessPoolExecutor(WORKERS, SPAWN, Racers.start, (SPAWN.Barrier(WORKERS),)) as pool:
+        yield Racers(pool)
 
 
 def _open_first(url: str, number: int, wait: Callable[[], Any]) -> str:
@@ -53,8 +64,8 @@ def _open_first(url: str, number: int, wait: Callable[[], Any]) -> str:
     return str(Ledger(url).models())
 
 
-def test_a_new_ledger_is_opened_by_all_at_once(ledger_url: str) -> None:
-    assert _outcomes(_open_first, ledger_url) == ["[]"] * WORKERS
+def test_a_new_ledger_is_opened_by_all_at_once(ledger_url: str, racers: Racers) -> None:
+    assert racers.outcomes(_open_first, ledger_url) == ["[]"] * WORKERS
     Ledger(ledger_url).open(release(), key="k", actor="ann")
 
 
@@ -69,10 +80,10 @@ def _approve(url: str, number: int, wait: Callable[[], Any]) -> str:
     return "won"
 
 
-def test_a_transition_happens_once(ledger_url: str) -> None:
+def test_a_transition_happens_once(ledger_url: str, racers: Racers) -> None:
     ledger = Ledger(ledger_url)
     ledger.open(release(), key="k", actor="ann")
-    assert _outcomes(_approve, ledger_url) == ["lost"] * (WORKERS - 1) + ["won"]
+    assert racers.outcomes(_approve, ledger_url) == ["lost"] * (WORKERS - 1) + ["won"]
     assert [entry.event for entry in ledger.timeline("m")] == ["open", "approve"]
     assert len(ledger.pending_effects("m")) == 1
 
@@ -89,8 +100,8 @@ def _write_route(url: str, number: int, wait: Callable[[], Any]) -> str:
     return "won"
 
 
-def test_a_generation_has_one_route(ledger_url: str) -> None:
-    assert _outcomes(_write_route, ledger_url) == ["lost"] * (WORKERS - 1) + ["won"]
+def test_a_generation_has_one_route(ledger_url: str, racers: Racers) -> None:
+    assert racers.outcomes(_write_route, ledger_url) == ["lost"] * (WORKERS - 1) + ["won"]
     ledger = Ledger(ledger_url)
     assert len(ledger.routes("m")) == 1
     assert [item.phase for item in ledger.releases("m")].count(Phase.APPROVED) == 1
@@ -102,8 +113,8 @@ def _open_same_key(url: str, number: int, wait: Callable[[], Any]) -> str:
     return ledger.open(release(f"r{number}"), key="run-1", actor="ann").id
 
 
-def test_one_key_opens_one_release(ledger_url: str) -> None:
-    opened = _outcomes(_open_same_key, ledger_url)
+def test_one_key_opens_one_release(ledger_url: str, racers: Racers) -> None:
+    opened = racers.outcomes(_open_same_key, ledger_url)
     assert len(set(opened)) == 1
     assert [item.id for item in Ledger(ledger_url).releases("m")] == opened[:1]
 
@@ -117,8 +128,8 @@ def _take_lease(url: str, number: int, wait: Callable[[], Any]) -> str:
         return "lost"
 
 
-def test_a_lease_has_one_holder(ledger_url: str) -> None:
-    assert _outcomes(_take_lease, ledger_url) == ["1"] + ["lost"] * (WORKERS - 1)
+def test_a_lease_has_one_holder(ledger_url: str, racers: Racers) -> None:
+    assert racers.outcomes(_take_lease, ledger_url) == ["1"] + ["lost"] * (WORKERS - 1)
 
 
 def _claim(url: str, number: int, wait: Callable[[], Any]) -> str:
@@ -127,8 +138,8 @@ def _claim(url: str, number: int, wait: Callable[[], Any]) -> str:
     return ledger.claim("m", "drift", f"p{number}", at=NOW + number * MINUTE, window=timedelta(hours=1))
 
 
-def test_a_window_has_one_holder(ledger_url: str) -> None:
-    assert len(set(_outcomes(_claim, ledger_url))) == 1
+def test_a_window_has_one_holder(ledger_url: str, racers: Racers) -> None:
+    assert len(set(racers.outcomes(_claim, ledger_url))) == 1
 
 
 def _count_up(url: str, number: int, wait: Callable[[], Any]) -> str:
@@ -145,8 +156,8 @@ def _count_up(url: str, number: int, wait: Callable[[], Any]) -> str:
     return "done"
 
 
-def test_no_addition_to_a_state_is_lost(ledger_url: str) -> None:
-    assert _outcomes(_count_up, ledger_url) == ["done"] * WORKERS
+def test_no_addition_to_a_state_is_lost(ledger_url: str, racers: Racers) -> None:
+    assert racers.outcomes(_count_up, ledger_url) == ["done"] * WORKERS
     assert Ledger(ledger_url).load_state("m", "n") == (str(10 * WORKERS), 10 * WORKERS)
 
 
@@ -169,10 +180,10 @@ def _take_over_and_write(url: str, number: int, wait: Callable[[], Any]) -> str:
     return "done"
 
 
-def test_nobody_writes_after_the_lease_was_taken_over(ledger_url: str) -> None:
+def test_nobody_writes_after_the_lease_was_taken_over(ledger_url: str, racers: Racers) -> None:
     ledger = Ledger(ledger_url)
     ledger.open(release(), key="k", actor="ann")
-    assert _outcomes(_take_over_and_write, ledger_url) == ["done"] * WORKERS
+    assert racers.outcomes(_take_over_and_write, ledger_url) == ["done"] * WORKERS
     tokens = [int(entry.reason) for entry in ledger.timeline("m") if entry.event == "write"]
     assert tokens == sorted(tokens), "a lower token wrote after a higher one was granted"
     assert len(set(tokens)) > 1

@@ -41,7 +41,8 @@ class GatewayProcess:
         env = {
             **os.environ,
             "AIRLOCK_HOME": str(home),
-            "AIRLOCK_PROJECT": str(REPOSITORY),
+            # A project without features, for which no gateway spends seconds on importing Feast.
+            "AIRLOCK_PROJECT": str(home),
             "BENTOML_HOME": str(home / "bentoml"),
             "BENTOML_DO_NOT_TRACK": "True",
             **(environment or {}),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from airflow.sdk import DAG
+from airflow.sdk import DAG, get_parsing_context
 from airflow.sdk.exceptions import AirflowException
 
 from airlock.core.errors import SpecError
@@ -33,9 +33,14 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
     A spec that cannot be used becomes an import error under its own file's name and takes no
     other model's DAGs down. Airflow takes errors of files that are no Python off its list again with each look at the
     folder, so it is shown for some seconds of every half minute; ``airlock spec lint`` always tells.
+
+    To run a task Airflow parses the loader and says for which DAG: only that model's are built then, or starting a task
+    would take the longer the more models there are.
     """
+    # Also without a file: a release that is open goes by the spec that it was opened with.
+    repairs = reconcile_dag()
     dags: dict[str, DAG] = {}
-    for path in spec_files(folder):
+    for path in _asked_for(spec_files(folder), repairs.dag_id):
         try:
             spec = load_spec(path)
             built = dags_of(spec)
@@ -47,7 +52,13 @@ def build_dags(folder: Path) -> Mapping[str, DAG]:
             # What only Airflow can tell, such as a cron expression that it does not take.
             built = (RefusedSpec(path, SpecError(f"{path}: Airflow refuses its DAGs: {error}")),)
         dags |= {dag.dag_id: dag for dag in built}
-    # Also without a file: a release that is open goes by the spec that it was opened with.
-    repairs = reconcile_dag()
     dags[repairs.dag_id] = repairs
     return dags
+
+
+def _asked_for(paths: Sequence[Path], repairs: str) -> Sequence[Path]:
+    """The specs that may hold the DAG that Airflow asks for; all, if it asks for none or for one of no file's name."""
+    asked = get_parsing_context().dag_id
+    if asked == repairs:
+        return ()
+    return [path for path in paths if asked and asked.startswith(f"{path.stem}__")] or paths
