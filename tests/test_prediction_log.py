@@ -50,7 +50,7 @@ def write(settings: Settings, *entries: Entry) -> None:
     for entry in entries:
         writer.add("late", entry)
     writer.close()
-    assert writer.dropped == 0
+    assert writer.lost == {}
 
 
 def answered(of: Origin, version: str = "1", role: str = "served", **changes: Any) -> Entry:
@@ -147,7 +147,7 @@ def test_a_full_queue_drops_and_counts(settings: Settings, monkeypatch: pytest.M
     writer = PredictionWriter(settings.predictions)
     for name in "abc":
         writer.add("late", answered(origin([name], [EVENT])))
-    assert (writer.queued, writer.dropped) == (2, 1)
+    assert (writer.queued, writer.lost["late"].rows) == (2, 1)
     writer.start()
     writer.close()
     assert list(read(settings, "late")["key"]) == ["a", "b"]
@@ -196,7 +196,7 @@ def test_a_full_disk_loses_entries_and_says_so(settings: Settings, caplog: pytes
     writer.start()
     writer.add("late", answered(origin(["a"], [EVENT])))
     writer.close()
-    assert (writer.dropped, writer.failures, writer.queued) == (1, 1, 0)
+    assert (writer.lost["late"].rows, writer.queued) == (1, 0)
     assert "lost" in caplog.text
 
 
@@ -208,5 +208,27 @@ def test_a_value_that_cannot_be_written_does_not_end_the_log(
     writer.add("late", answered(origin(["\ud800"], [EVENT])))
     writer.add("other", answered(origin(["a"], [EVENT])))
     writer.close()
-    assert (writer.dropped, writer.written, writer.queued) == (1, 1, 0)
-    assert "1 entries of the prediction log are lost" in caplog.text
+    assert (writer.lost.keys(), writer.written, writer.queued) == ({"late"}, 1, 0)
+    assert "1 rows of the prediction log are lost" in caplog.text
+
+
+def test_a_value_that_cannot_be_written_costs_its_row_alone(settings: Settings) -> None:
+    writer = PredictionWriter(settings.predictions)
+    for number in range(50):
+        writer.add("late", answered(origin([f"a{number}", f"b{number}"], [EVENT, EVENT])))
+    writer.add("late", answered(origin(["good", "\ud800", "fine"], [EVENT] * 3)))
+    writer.start()
+    writer.close()
+    assert (writer.lost["late"].rows, writer.written, writer.queued) == (1, 102, 0)
+    kept = set(read(settings, "late")["key"])
+    assert {"a0", "b49", "good", "fine"} < kept
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, 10**18, -(2**63), 2**64 - 1])
+def test_a_whole_number_beyond_a_float_s_is_kept_as_the_model_took_it(settings: Settings, value: int) -> None:
+    rows = [[value, 1, None], [None, 1, None], [0.5, 1, None]]
+    write(settings, answered(origin(["a", "b", "c"], [EVENT] * 3, rows=rows)))
+    frame = read(settings, "late").set_index("key")
+    assert frame.loc["a", "x_distance"] == float(value)
+    assert pd.isna(frame.loc["b", "x_distance"])
+    assert frame.loc["c", "x_distance"] == 0.5

@@ -52,7 +52,7 @@ class App:
             await respond(send, 200, orjson.dumps({"models": sorted(gateway.routes.models)}))
         elif path.startswith(_MODELS) and path.endswith(_STATUS):
             try:
-                status = gateway.served(path[len(_MODELS) : -len(_STATUS)]).status()
+                status = gateway.status(path[len(_MODELS) : -len(_STATUS)])
             except Refused as refused:
                 await _refuse(send, refused)
             else:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import orjson
 from prometheus_client.core import Metric
 
+from airlock.core.tally import GatewayStatus
 from gateway.asking import Asked, Asker
 from gateway.evidence import SERVED, Keeper
 from gateway.http import Disconnected, Receive, Scope, Send, body, parse, require_json, respond
@@ -91,6 +92,18 @@ class Gateway:
                 if why := self.online.missing(service):
                     return False, why
         return True, "ready"
+
+    def status(self, model: str) -> GatewayStatus:
+        """What is served of a model, what was counted, and what is not known any more.
+
+        Raises:
+            Refused: as :meth:`served`.
+        """
+        status = self.served(model).status()
+        if (loss := self.log.lost.get(model)) is None:
+            return status
+        said = f"the prediction log has lost {loss.rows} rows since the gateway started: {loss.reason}"
+        return status.model_copy(update={"lost": f"{status.lost}; {said}" if status.lost else said})
 
     def served(self, model: str) -> Served:
         """The model of that name.
@@ -220,7 +233,9 @@ class Gateway:
         yield gauge("airlock_shadow_queue", "Requests that wait to be scored in shadow", {"": self._shadow.depth()})
         yield gauge("airlock_log_queue", "Answers that wait for the prediction log", {"": self.log.queued})
         yield counter("airlock_log_rows", "Rows written to the prediction log", {"": self.log.written})
-        yield counter("airlock_log_lost", "Answers that the prediction log lost", {"": self.log.dropped})
+        yield counter(
+            "airlock_log_lost", "Rows that the prediction log lost", {m: loss.rows for m, loss in self.log.lost.items()}
+        )
 
 
 def _favour_the_loop() -> None:

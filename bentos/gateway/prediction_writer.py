@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,12 @@ _COLUMNS: dict[str, pa.DataType] = {
     "timed_out": pa.bool_(),
 }
 _INPUT_TYPES = {"float": pa.float64(), "int": pa.int64(), "string": pa.string()}
+_MAX_REASON = 300
+
+Columns = tuple[tuple[str, str], ...]
+"""Inputs' names and types."""
+_Row = tuple[tuple[Any, ...], Sequence[Any]]
+"""The facts in the order of ``_COLUMNS``, and the inputs' values."""
 
 
 class Origin(NamedTuple):
@@ -70,7 +76,7 @@ class Origin(NamedTuple):
     routing_key: str | None
     keys: Sequence[str | None]
     event_times_us: Sequence[int | None]
-    columns: tuple[tuple[str, str], ...]
+    columns: Columns
     rows: Sequence[Sequence[Any]]
 
 
@@ -106,6 +112,13 @@ class Counted(NamedTuple):
     entry: Entry
 
 
+class Loss(NamedTuple):
+    """How many rows of a model the log has lost, and why the last of them."""
+
+    rows: int
+    reason: str
+
+
 _NONE_YET = (0, 0)
 
 
@@ -114,7 +127,7 @@ class PredictionWriter:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._waiting: dict[tuple[str, tuple[tuple[str, str], ...]], list[Counted]] = defaultdict(list)
+        self._waiting: dict[tuple[str, Columns], list[Counted]] = defaultdict(list)
         self._last: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -122,9 +135,8 @@ class PredictionWriter:
         self._thread = threading.Thread(target=self._work, name="airlock-prediction-log", daemon=True)
         self._sequence = 0
         self.queued = 0
-        self.dropped = 0
         self.written = 0
-        self.failures = 0
+        self.lost: dict[str, Loss] = {}
 
     def start(self) -> None:
         self._thread.start()
@@ -138,7 +150,7 @@ class PredictionWriter:
         sequence, counted_us = last = sequence + 1, max(counted_us + 1, clock.now_us() if at_us is None else at_us)
         self._last[model] = last
         if self.queued >= MAX_WAITING:
-            self.dropped += 1
+            self._lose(model, len(entry.origin.rows), f"{MAX_WAITING} answers wait for the disk already")
             return
         with self._lock:
             self._waiting[model, entry.origin.columns].append(Counted(sequence, counted_us, entry))
@@ -163,68 +175,96 @@ class PredictionWriter:
         with self._lock:
             waiting, self._waiting = self._waiting, defaultdict(list)
         for (model, columns), entries in waiting.items():
-            try:
-                self._write(model, columns, entries)
-            except Exception:
-                # Neither a full disk nor a value that cannot be written may end the thread that writes all others:
-                # what could not be kept is counted and said.
-                self.failures += 1
-                self.dropped += len(entries)
-                logger.exception("%s: %d entries of the prediction log are lost", model, len(entries))
+            for day, rows in _by_day(entries).items():
+                self._keep(model, columns, day, rows)
             with self._lock:
                 self.queued -= len(entries)
 
-    def _write(self, model: str, columns: tuple[tuple[str, str], ...], entries: list[Counted]) -> None:
-        by_day: dict[str, list[Counted]] = defaultdict(list)
-        for counted in entries:
-            at_s = counted.entry.origin.at_us // 1_000_000
-            by_day[datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d")].append(counted)
-        for day, group in by_day.items():
-            folder = self._folder / model / f"day={day}"
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._sequence += 1
-            name = f"part-{time.time_ns()}-{os.getpid()}-{self._sequence:06d}.parquet"
-            table = to_table(columns, group)
-            temporary = folder / f".{name}.tmp"
-            pq.write_table(table, temporary, compression="zstd")
-            temporary.rename(folder / name)
-            self.written += table.num_rows
+    def _keep(self, model: str, columns: Columns, day: str, rows: Sequence[_Row]) -> None:
+        """Write rows. Of those with a value that cannot be written only these are lost, and of a full disk all."""
+        try:
+            self._write(model, columns, day, rows)
+        except Exception as error:  # whatever it is, the thread that writes for all goes on
+            if len(rows) > 1 and not isinstance(error, OSError):
+                half = len(rows) // 2
+                for part in (rows[:half], rows[half:]):
+                    self._keep(model, columns, day, part)
+                return
+            logger.exception("%s: %d rows of the prediction log are lost", model, len(rows))
+            self._lose(model, len(rows), f"{type(error).__name__}: {error}"[:_MAX_REASON])
+
+    def _lose(self, model: str, rows: int, reason: str) -> None:
+        with self._lock:
+            before = self.lost[model].rows if model in self.lost else 0
+            self.lost[model] = Loss(before + rows, reason)
+
+    def _write(self, model: str, columns: Columns, day: str, rows: Sequence[_Row]) -> None:
+        table = _table(columns, rows)
+        folder = self._folder / model / f"day={day}"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._sequence += 1
+        name = f"part-{time.time_ns()}-{os.getpid()}-{self._sequence:06d}.parquet"
+        temporary = folder / f".{name}.tmp"
+        pq.write_table(table, temporary, compression="zstd")
+        temporary.rename(folder / name)
+        self.written += table.num_rows
 
 
-def to_table(columns: Sequence[tuple[str, str]], entries: Sequence[Counted]) -> pa.Table:
+def to_table(columns: Columns, entries: Sequence[Counted]) -> pa.Table:
     """One row for each row that was asked, inputs as ``x_<name>``."""
-    facts: list[tuple[Any, ...]] = []
-    values: list[Sequence[Any]] = []
-    for sequence, counted_us, entry in entries:
-        origin, predictions, probabilities = entry.origin, entry.predictions, entry.probabilities
-        for row, (key, event_time_us) in enumerate(zip(origin.keys, origin.event_times_us, strict=True)):
-            facts.append(
-                (
-                    origin.at_us,
-                    event_time_us,
-                    key,
-                    origin.request_id,
-                    row,
-                    origin.generation,
-                    origin.release,
-                    origin.pin,
-                    origin.routing_key,
-                    entry.version,
-                    entry.variant,
-                    entry.role,
-                    entry.fallback,
-                    entry.error,
-                    predictions[row] if predictions else None,
-                    probabilities[row] if probabilities else None,
-                    entry.latency_ms,
-                    sequence,
-                    counted_us,
-                    entry.step,
-                    entry.timed_out,
-                )
-            )
-        values.extend(origin.rows)
+    return _table(columns, [row for counted in entries for row in _rows(counted)])
+
+
+def _by_day(entries: Sequence[Counted]) -> dict[str, list[_Row]]:
+    by_day: dict[str, list[_Row]] = defaultdict(list)
+    for counted in entries:
+        at_s = counted.entry.origin.at_us // 1_000_000
+        by_day[datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d")].extend(_rows(counted))
+    return by_day
+
+
+def _rows(counted: Counted) -> Iterator[_Row]:
+    sequence, counted_us, entry = counted
+    origin, predictions, probabilities = entry.origin, entry.predictions, entry.probabilities
+    for row, (key, event_time_us) in enumerate(zip(origin.keys, origin.event_times_us, strict=True)):
+        facts = (
+            origin.at_us,
+            event_time_us,
+            key,
+            origin.request_id,
+            row,
+            origin.generation,
+            origin.release,
+            origin.pin,
+            origin.routing_key,
+            entry.version,
+            entry.variant,
+            entry.role,
+            entry.fallback,
+            entry.error,
+            predictions[row] if predictions else None,
+            probabilities[row] if probabilities else None,
+            entry.latency_ms,
+            sequence,
+            counted_us,
+            entry.step,
+            entry.timed_out,
+        )
+        yield facts, origin.rows[row]
+
+
+def _table(columns: Columns, rows: Sequence[_Row]) -> pa.Table:
+    facts, values = zip(*rows, strict=True)
     arrays = [pa.array(column, kind) for column, kind in zip(zip(*facts, strict=True), _COLUMNS.values(), strict=True)]
-    for (_, kind), column in zip(columns, zip(*values, strict=True), strict=True):
-        arrays.append(pa.array(column, _INPUT_TYPES[kind]))
+    arrays += [_input(kind, column) for (_, kind), column in zip(columns, zip(*values, strict=True), strict=True)]
     return pa.table(dict(zip([*_COLUMNS, *(f"x_{name}" for name, _ in columns)], arrays, strict=True)))
+
+
+def _input(kind: str, column: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(column, _INPUT_TYPES[kind])
+    except pa.ArrowInvalid:
+        if kind != "float":
+            raise
+        # A whole number beyond 2**53: some encoders write 1e18 without its exponent. The model took it as a float.
+        return pa.array([None if value is None else float(value) for value in column], pa.float64())
