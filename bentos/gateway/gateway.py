@@ -233,9 +233,8 @@ class Gateway:
         yield gauge("airlock_shadow_queue", "Requests that wait to be scored in shadow", {"": self._shadow.depth()})
         yield gauge("airlock_log_queue", "Answers that wait for the prediction log", {"": self.log.queued})
         yield counter("airlock_log_rows", "Rows written to the prediction log", {"": self.log.written})
-        yield counter(
-            "airlock_log_lost", "Rows that the prediction log lost", {m: loss.rows for m, loss in self.log.lost.items()}
-        )
+        lost = {name: loss.rows for name, loss in self.log.lost.items()} or {"": 0}
+        yield counter("airlock_log_lost", "Rows that the prediction log lost", lost)
 
 
 def _favour_the_loop() -> None:

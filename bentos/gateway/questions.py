@@ -18,6 +18,8 @@ MAX_KEY = 256
 _FIELDS = frozenset({"rows", "entities", "key", "attributes"})
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_EARLIEST, _LATEST = datetime(1678, 1, 1, tzinfo=UTC), datetime(2262, 1, 1, tzinfo=UTC)
+"""What nanoseconds in 64 bits can tell, which is how features are stored."""
 
 
 class Question(NamedTuple):
@@ -146,7 +148,7 @@ async def _features(
         groups.setdefault(time, []).append(index)
     found: dict[str, list[Any]] = {}
     for time, indices in groups.items():
-        now = datetime.now(UTC) if time is None else datetime.fromtimestamp(time / 1e6, UTC)
+        now = datetime.now(UTC) if time is None else _EPOCH + time * _MICROSECOND
         rows = {name: [values[index] for index in indices] for name, values in asked.items()}
         try:
             part = await online.read(effect.services, rows, now)
@@ -219,9 +221,9 @@ def _time(row: Any, name: str, index: int) -> int | None:
         return None
     try:
         time = datetime.fromisoformat(value)
-        if time.tzinfo is not None:
+        if time.tzinfo is not None and _EARLIEST <= time < _LATEST:
             return (time.astimezone(UTC) - _EPOCH) // _MICROSECOND
     except (TypeError, ValueError, OverflowError):
         pass
-    raise Refused(422, "wrong_type", f"row {index}, {name}: expected a time with its zone", row=index, field=name,
-                  expected="ISO 8601 with a zone, such as 2013-04-01T06:00:00Z", got=value)  # fmt: skip
+    raise Refused(422, "wrong_type", f"row {index}, {name}: expected a time with its zone from 1678 to 2261", row=index,
+                  field=name, expected="ISO 8601 with a zone, such as 2013-04-01T06:00:00Z", got=value)  # fmt: skip

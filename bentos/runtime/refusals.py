@@ -42,5 +42,11 @@ def shown(value: object) -> Any:
     """A value as it may stand in an answer: at most 80 characters of it, and never what JSON cannot carry."""
     if value is None or isinstance(value, bool):
         return value
-    text = value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        text = value.encode("utf-8", "backslashreplace").decode()
+    else:
+        try:
+            text = repr(value)
+        except RecursionError:
+            text = "lists and objects within one another, too many to show"
     return text if len(text) <= 80 else f"{text[:79]}…"
