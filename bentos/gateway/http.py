@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import orjson
@@ -90,7 +90,10 @@ def _lenient(content: bytes) -> Any:
     return document
 
 
-async def respond(send: Send, status: int, content: bytes, media_type: bytes = JSON) -> None:
-    headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(content))]
+async def respond(
+    send: Send, status: int, content: bytes, media_type: bytes = JSON, more: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send an answer. ``more`` are further headers."""
+    headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(content)), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

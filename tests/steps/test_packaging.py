@@ -110,7 +110,7 @@ def test_f24_the_bento_serves_alone(home: Path, version: VersionRef) -> None:
     publish(home, route(Bundle(path=bento.path, digest=bento.digest)))
     with running_gateway(home, "/readyz") as gateway:
         (expected,) = GatewayClient(gateway.url).predict("late", rows=[GOOD_ROW])["predictions"]
-    with running_gateway(home, "/livez", service=bento.tag, working_dir=None) as alone:
+    with running_gateway(home, "/livez", bento=bento.tag) as alone:
         answer = httpx.post(f"{alone.url}/predict", json={"rows": [GOOD_ROW]})
         assert answer.status_code == 200, answer.text
         assert answer.json() == {"model": "late", "version": "3", "predictions": [expected]}

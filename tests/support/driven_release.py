@@ -238,7 +238,7 @@ def _faster(began: int, now_us: Callable[[], int]) -> int:
 
 
 async def _ask_all(gateway: Running, served: Served, scenario: Scenario, control: Control, entered: list[str]) -> None:
-    app = App(gateway.gateway, None)  # type: ignore[arg-type] - nothing of it falls through
+    app = App(gateway.gateway)
     entered.append(control.step.name)
     for start in range(0, scenario.requests, _AT_ONCE):
         numbers = range(start, min(start + _AT_ONCE, scenario.requests))

@@ -1,4 +1,4 @@
-"""A gateway in the test's own event loop, without BentoML around it."""
+"""A gateway in the test's own event loop, without a server around it."""
 
 from __future__ import annotations
 
@@ -94,16 +94,11 @@ class Running:
         await wait_until_async(counted, "the request that marks the end of the queue")
 
 
-async def _no_bentoml(_scope: object, _receive: object, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    await send({"type": "http.response.start", "status": 418, "headers": []})
-    await send({"type": "http.response.body", "body": b""})
-
-
 @asynccontextmanager
 async def running(home: Path, project: Path) -> AsyncIterator[Running]:
     gateway = Gateway(Paths(home=home, project=project))
     await gateway.start()
-    transport = httpx.ASGITransport(App(gateway, _no_bentoml))  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(App(gateway))  # type: ignore[arg-type]
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield Running(home, gateway, client)

@@ -1,4 +1,4 @@
-"""A real gateway: ``bentoml serve`` on a free port, as the stack starts it."""
+"""A real gateway on a free port, as the stack starts it; or a Bento, as ``bentoml serve`` does."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class GatewayProcess:
-    """A parent and its worker; ``url`` is its address, ``log`` what it said."""
+    """A process and its children, if it has any; ``url`` is its address, ``log`` what it said.
+
+    ``bento`` is the tag of one to serve in place of the gateway.
+    """
 
     def __init__(
         self,
         home: Path,
         *,
-        service: str = "gateway.service:Gateway",
-        working_dir: Path | None = REPOSITORY / "bentos",
+        bento: str | None = None,
         environment: dict[str, str] | None = None,
         port: int | None = None,
     ) -> None:
@@ -33,11 +35,8 @@ class GatewayProcess:
         self.home = home
         self.url = f"http://127.0.0.1:{port}"
         self.log = home / f"gateway-{port}.log"
-        command = [
-            *(sys.executable, "-m", "bentoml", "serve", service, "--host", "127.0.0.1", "--port", str(port)),
-            *("--timeout-graceful-shutdown", "5"),
-            *(("--working-dir", str(working_dir)) if working_dir else ()),
-        ]
+        program = ("bentoml", "serve", bento) if bento else ("gateway",)
+        command = [sys.executable, "-m", *program, "--host", "127.0.0.1", "--port", str(port)]
         env = {
             **os.environ,
             "AIRLOCK_HOME": str(home),
@@ -47,6 +46,8 @@ class GatewayProcess:
             "BENTOML_DO_NOT_TRACK": "True",
             **(environment or {}),
         }
+        if bento is None:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(REPOSITORY / "bentos"), env.get("PYTHONPATH"))))
         (home / "bentoml").mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -64,7 +65,7 @@ class GatewayProcess:
         self._workers = self._parent.children(recursive=True)
 
     def kill(self) -> None:
-        """SIGKILL to the parent and to its worker, which has a process group of its own."""
+        """SIGKILL to it and to its children, which may have process groups of their own."""
         try:
             family = [self._parent, *self._parent.children(recursive=True)]
         except psutil.NoSuchProcess:

@@ -98,21 +98,24 @@ def parts(settings: Settings, ports: Ports, env: Mapping[str, str]) -> dict[str,
     """Every part by name; ``env`` is :func:`environment`'s."""
     commands = {
         MLFLOW: _mlflow(settings, ports),
-        GATEWAY: _gateway(settings, ports),
+        GATEWAY: _gateway(ports),
         API_SERVER: _airflow("api-server"),
         # Task and trigger logs are read from the disk, so nobody has to serve them on a port.
         SCHEDULER: _airflow("scheduler", "--skip-serve-logs"),
         DAG_PROCESSOR: _airflow("dag-processor"),
         TRIGGERER: _airflow("triggerer", "--skip-serve-logs"),
     }
+    less = _without_airflow(env)
+    gateway = {**less, "PYTHONPATH": os.pathsep.join(filter(None, (str(settings.bentos), env.get("PYTHONPATH"))))}
+    environments = {MLFLOW: less, GATEWAY: gateway}
     return {
-        name: Part(name, command, {**env, "AIRLOCK_PART": name}, log_file(settings, name))
+        name: Part(name, command, {**environments.get(name, env), "AIRLOCK_PART": name}, log_file(settings, name))
         for name, command in commands.items()
     }
 
 
 def environment(settings: Settings, ports: Ports, stack_id: str) -> dict[str, str]:
-    """The environment that every process of the stack has. Makes the home's credentials."""
+    """What Airflow's processes find in their environment; the others get less. Makes the home's credentials."""
     keys = credentials(settings)
     airflow = {
         **_AIRFLOW,
@@ -161,6 +164,12 @@ def environment(settings: Settings, ports: Ports, stack_id: str) -> dict[str, st
     }
 
 
+def _without_airflow(env: Mapping[str, str]) -> dict[str, str]:
+    """What a part needs that is not Airflow: none of its keys and connections, and no ledger."""
+    others = ("AIRFLOW_", "AIRLOCK_LEDGER_URL")
+    return {name: value for name, value in env.items() if not name.startswith(others)}
+
+
 def _airflow(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "airflow", *arguments)
 
@@ -175,12 +184,8 @@ def _mlflow(settings: Settings, ports: Ports) -> tuple[str, ...]:
     )
 
 
-def _gateway(settings: Settings, ports: Ports) -> tuple[str, ...]:
-    return (
-        *(sys.executable, "-m", "bentoml", "serve", "gateway.service:Gateway"),
-        *("--working-dir", str(settings.bentos), "--host", HOST, "--port", str(ports.gateway)),
-        *("--timeout-graceful-shutdown", "5"),
-    )
+def _gateway(ports: Ports) -> tuple[str, ...]:
+    return (sys.executable, "-m", "gateway", "--host", HOST, "--port", str(ports.gateway))
 
 
 def _connection(kind: str, url: str) -> str:
