@@ -115,6 +115,45 @@ def test_bad_requests_are_refused(
     in_gateway(tmp_path, body)
 
 
+@pytest.mark.parametrize("levels", [400, 980, *range(985, 1030, 3), 5000])
+def test_a_value_in_any_depth_of_lists_is_refused(tmp_path: Path, champion: Bundle, levels: int) -> None:
+    publish(tmp_path, route(champion))
+    deep = "[" * levels + "]" * levels
+
+    async def body(gateway: Running) -> None:
+        for field, content in (("distance", json.dumps(ROWS)), ("x", '{"rows": [{"x": 1000.0}]}'), ("", "1000.0")):
+            response = await gateway.client.post(
+                PREDICT, content=content.replace("1000.0", deep), headers={"content-type": "application/json"}
+            )
+            assert response.status_code in {400, 422}, response.text
+            assert len(response.content) < 1_000, field
+        assert (await gateway.ask())["version"] == "1"
+
+    in_gateway(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    ("time", "status"),
+    [
+        ("2013-04-01T06:00:00Z", 200),
+        ("1678-01-01T00:00:00Z", 200),
+        ("2261-12-31T23:59:59.999999Z", 200),
+        ("9999-12-31T23:59:59.999999Z", 422),
+        ("9999-12-31T23:59:59.999999-23:59", 422),
+        ("0001-01-01T00:00:00Z", 422),
+        ("0001-01-01T00:00:00+23:59", 422),
+    ],
+)
+def test_times_at_the_ends_of_the_calendar(tmp_path: Path, time: str, status: int) -> None:
+    publish(tmp_path, route(bundle(tmp_path / "1", event_time="asked_at")))
+
+    async def body(gateway: Running) -> None:
+        response = await gateway.client.post(PREDICT, json={"rows": [GOOD_ROW | {"asked_at": time}]})
+        assert response.status_code == status, response.text
+
+    in_gateway(tmp_path, body)
+
+
 def test_malformed_json_tells_the_offset(tmp_path: Path, champion: Bundle) -> None:
     publish(tmp_path, route(champion))
 
@@ -138,7 +177,8 @@ def test_an_unknown_model_is_told_the_known_ones(tmp_path: Path, champion: Bundl
             assert "late" in response.json()["error"]["message"]
         assert (await gateway.client.get("/v1/models")).json() == {"models": ["late"]}
         assert (await gateway.client.get(PREDICT)).status_code == 405
-        assert (await gateway.client.get("/somewhere")).status_code == 418
+        nowhere = await gateway.client.get("/somewhere")
+        assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "unknown_path")
 
     in_gateway(tmp_path, body)
 
