@@ -1,8 +1,7 @@
 """How ``make test`` hands the tests to its workers: file by file, what takes long first.
 
-Tests of one file share their fixtures, so a file stays with one worker. Those that start a real Airflow are one piece,
-as more of them at once would be slower than one after the other; only the story, which alone takes as long as the rest
-of them, is a piece of its own: behind them it would go on when everybody else has finished.
+Tests of one file share their fixtures, so a file stays with one worker. Those that start a real Airflow are one piece:
+two at once would be slower than one after the other.
 """
 
 from __future__ import annotations
@@ -12,10 +11,8 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 AIRFLOW = "a real Airflow"
-STORY = "tests/system/test_story.py"
 WITH_AIRFLOW = ("tests/system/", "tests/dag_builder/test_dag_runs.py")
 LONG = (
-    STORY,
     AIRFLOW,
     "tests/faults/",
     "tests/steps/test_feature",
@@ -43,7 +40,7 @@ class SideBySide(LoadFileScheduling):
 def piece(nodeid: str) -> str:
     """What a test is handed out with."""
     path = nodeid.partition("::")[0]
-    return AIRFLOW if path.startswith(WITH_AIRFLOW) and path != STORY else path
+    return AIRFLOW if path.startswith(WITH_AIRFLOW) else path
 
 
 def by_length(items: list[pytest.Item]) -> None:
