@@ -11,10 +11,11 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 AIRFLOW = "a real Airflow"
-WITH_AIRFLOW = ("tests/system/", "tests/dag_builder/test_dag_runs.py")
+WITH_AIRFLOW = "tests/system/"
 LONG = (
     AIRFLOW,
     "tests/faults/",
+    "tests/dag_builder/test_dag_runs.py",
     "tests/steps/test_feature",
     "tests/steps/",
     "tests/include/",
