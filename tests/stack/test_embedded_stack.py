@@ -58,6 +58,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> StandIns:
     monkeypatch.setattr(embedded, "migrate", found.migrate)
     monkeypatch.setattr(embedded, "_healthy", lambda _client, _settings: found.healthy)
     monkeypatch.setattr(embedded, "_STOP_GRACE", 1.0)
+    monkeypatch.setattr(embedded.keeper, "ensure", lambda _settings, _stack_id: None)
     return found
 
 

@@ -16,7 +16,7 @@ from airlock.settings import PORT_BASE
 def demo(
     leave: Annotated[bool, typer.Option("--exit", help="End when the story does, instead of staying up.")] = False,
     summary: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was seen as JSON.")] = None,
-    port_base: PortBase = PORT_BASE,
+    port_base: PortBase = None,
     home: Annotated[
         Path | None,
         typer.Option(help="Folder of the demo's state; emptied at the start.", show_default=".airlock/demo"),
@@ -29,7 +29,7 @@ def demo(
 
     with reported():
         where = home or demo_home()
-        with played(out, home=where, port_base=port_base, speed=speed) as seen:
+        with played(out, home=where, port_base=port_base or PORT_BASE, speed=speed) as seen:
             if summary is not None:
                 seen.write(summary)
             if not leave:

@@ -8,7 +8,6 @@ import typer
 
 from airlock import settings
 from airlock.cli.output import AsJson, Exit, err, out, print_json, reported
-from airlock.settings import PORT_BASE
 
 if TYPE_CHECKING:
     from airlock.stack import StackStatus
@@ -19,12 +18,16 @@ _STATES = {
     (False, False): "[red]ended[/red]",
 }
 PortBase = Annotated[
-    int,
-    typer.Option(min=1024, max=65000, help="First of the three ports: Airflow, MLflow (+1), gateway (+2)."),
+    int | None,
+    typer.Option(
+        min=1024,
+        max=65000,
+        help="First of the three ports: Airflow, MLflow (+1), gateway (+2). [default: those of the last time, or 8500]",
+    ),
 ]
 
 
-def up(port_base: PortBase = PORT_BASE, as_json: AsJson = False) -> None:
+def up(port_base: PortBase = None, as_json: AsJson = False) -> None:
     """Start the embedded stack and wait until all of it is healthy. Already up: says so, and exits with 0."""
     from airlock.stack import Stack
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from airlock.core.errors import Unavailable
 from airlock.settings import PORT_BASE, Settings
-from airlock.stack import processes
+from airlock.stack import keeper, processes
 from airlock.stack.parts import (
     API_SERVER,
     DAG_PROCESSOR,
@@ -32,11 +32,22 @@ from airlock.stack.parts import (
 )
 from airlock.stack.ports import Ports
 from airlock.stack.signals import undisturbed
-from airlock.stack.state import StackState, exclusive, forget_state, read_state, settings_of, with_ports, write_state
+from airlock.stack.state import (
+    StackState,
+    exclusive,
+    forget_state,
+    last_port_base,
+    read_state,
+    settings_of,
+    with_ports,
+    write_state,
+)
 
 _STALL = 300.0
 """Seconds without any part becoming healthy after which a start has failed; all are up in 20 on a quiet machine."""
 _STOP_GRACE = 12.0
+_WITHOUT_DATABASE = (MLFLOW, GATEWAY)
+"""Parts that need not wait until Airflow's database is migrated."""
 _AIRFLOW_HEALTH = {
     API_SERVER: "metadatabase",
     SCHEDULER: "scheduler",
@@ -84,11 +95,12 @@ class Stack:
         """Settings with the URLs of the running stack."""
         return settings_of(self._base)
 
-    def up(self, port_base: int = PORT_BASE, *, owned: bool = False, progress: Progress | None = None) -> bool:
+    def up(self, port_base: int | None = None, *, owned: bool = False, progress: Progress | None = None) -> bool:
         """Start what is needed and wait until all of it is healthy.
 
-        ``owned`` ties the stack to the calling process. ``progress`` is told each part that became
-        healthy and the seconds since the start. Answers ``False`` if the stack was up already.
+        Parts that run already stay as they are. Without ``port_base`` the ports are those of the last time. ``owned``
+        ties the stack to the calling process. ``progress`` is told each part that became healthy and the seconds since
+        the start. Answers ``False`` if the stack was up already.
 
         Raises:
             PortTaken, Conflict, Unavailable: nothing was left running.
@@ -97,10 +109,13 @@ class Stack:
             state = read_state(self._base)
             if state is not None:
                 if self._probe(state).up:
+                    keeper.ensure(self._base, state.stack_id)
                     return False
-                # A stack that was killed half-way up or half-way down.
+                if self._keeps_on(state, port_base, owned=owned):
+                    self._start(state, Ports(state.port_base), progress or _silent)
+                    return True
                 self._end(state)
-            ports = Ports(port_base)
+            ports = Ports(port_base or last_port_base(self._base) or PORT_BASE)
             ports.require_free()
             state = StackState(
                 stack_id=uuid.uuid4().hex,
@@ -110,11 +125,16 @@ class Stack:
             # Written before the first process exists: whatever ends this one, `down` knows what to look for.
             write_state(self._base, state)
             try:
-                self._start(state, ports, progress or (lambda _part, _seconds: None))
+                self._start(state, ports, progress or _silent)
             except BaseException:
                 self._end(state)
                 raise
             return True
+
+    def _keeps_on(self, state: StackState, port_base: int | None, *, owned: bool) -> bool:
+        """Whether what still runs of a stack stays, and only the rest is started."""
+        same = port_base in {None, state.port_base} and not owned and state.owner is None
+        return same and state.parts.keys() == set(PARTS) and any(map(processes.alive, state.parts.values()))
 
     def down(self) -> bool:
         """End every process of the stack; ``False`` if there was none."""
@@ -143,16 +163,25 @@ class Stack:
         return _memory_of(state) if state else 0.0
 
     def _start(self, state: StackState, ports: Ports, progress: Progress) -> None:
+        """Start the parts that do not run, and wait until all are healthy."""
         settings = with_ports(self._base, ports)
         for folder in (settings.airflow_home, settings.mlflow_home / "artifacts", log_file(settings, "x").parent):
             folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        state = self._launch_missing(state, settings, ports)
+        self._wait_until_healthy(state, settings, lambda part: progress(part, time.monotonic() - began))
+        keeper.ensure(self._base, state.stack_id)
+
+    def _launch_missing(self, state: StackState, settings: Settings, ports: Ports) -> StackState:
         env = environment(settings, ports, state.stack_id)
         wanted = parts(settings, ports, env)
-        began = time.monotonic()
-        waiting = set(wanted)
+        missing = [name for name in PARTS if name not in state.parts or not processes.alive(state.parts[name])]
+        for name in missing:
+            processes.clear(state.stack_id, name)
         migration = self._launch(migrate(settings, env), settings)
-        for name in (MLFLOW, GATEWAY):
-            state = self._launch_part(state, wanted[name], settings)
+        for name in missing:
+            if name in _WITHOUT_DATABASE:
+                state = self._launch_part(state, wanted[name], settings)
         try:
             migration.wait(timeout=_STALL)
         except subprocess.TimeoutExpired as error:
@@ -160,15 +189,19 @@ class Stack:
             raise Unavailable(f"Airflow's database is not migrated after {_STALL:.0f} s; see {log}") from error
         if migration.returncode != 0:
             raise Unavailable(_died("db-migrate", migration.returncode, settings))
-        for name in (API_SERVER, SCHEDULER, DAG_PROCESSOR, TRIGGERER):
-            state = self._launch_part(state, wanted[name], settings)
-        moved = time.monotonic()
+        for name in missing:
+            if name not in _WITHOUT_DATABASE:
+                state = self._launch_part(state, wanted[name], settings)
+        return state
+
+    def _wait_until_healthy(self, state: StackState, settings: Settings, healthy: Callable[[str], None]) -> None:
+        waiting, moved = set(PARTS), time.monotonic()
         with httpx.Client(timeout=2.0) as client:
             while waiting:
                 for name in sorted(waiting & _healthy(client, settings)):
                     waiting.discard(name)
                     moved = time.monotonic()
-                    progress(name, moved - began)
+                    healthy(name)
                 self._require_alive(state, settings)
                 if time.monotonic() - moved > _STALL:
                     logs = ", ".join(str(log_file(settings, name)) for name in sorted(waiting))
@@ -229,6 +262,10 @@ class Stack:
             memory_mb=round(_memory_of(state), 1),
             parts=found,
         )
+
+
+def _silent(_part: str, _seconds: float) -> None:
+    return
 
 
 def _memory_of(state: StackState) -> float:

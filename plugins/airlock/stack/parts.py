@@ -12,7 +12,7 @@ from pathlib import Path
 from airlock.settings import Settings
 from airlock.stack.credentials import ROLES, credentials, passwords_file
 from airlock.stack.ports import HOST, Ports
-from airlock.stack.processes import MARKER
+from airlock.stack.processes import MARKER, PART
 
 MLFLOW = "mlflow"
 GATEWAY = "gateway"
@@ -109,7 +109,7 @@ def parts(settings: Settings, ports: Ports, env: Mapping[str, str]) -> dict[str,
     gateway = {**less, "PYTHONPATH": os.pathsep.join(filter(None, (str(settings.bentos), env.get("PYTHONPATH"))))}
     environments = {MLFLOW: less, GATEWAY: gateway}
     return {
-        name: Part(name, command, {**environments.get(name, env), "AIRLOCK_PART": name}, log_file(settings, name))
+        name: Part(name, command, {**environments.get(name, env), PART: name}, log_file(settings, name))
         for name, command in commands.items()
     }
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ from airlock.core.errors import Unavailable
 from airlock.stack.state import Process, StackState
 
 MARKER = "AIRLOCK_STACK_ID"
+PART = "AIRLOCK_PART"
 _CLOCK_SLACK = 1.0
 
 
@@ -66,6 +68,15 @@ def _belongs(process: psutil.Process, stack_id: str, roots: set[int]) -> bool:
         return bool(roots) and os.getsid(process.pid) in roots
     except (psutil.Error, OSError):
         return False
+
+
+def clear(stack_id: str, part: str) -> None:
+    """Kill what a part that ended has left: its children would hold its port, or do its work a second time."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            env = process.environ()
+            if (env.get(MARKER), env.get(PART)) == (stack_id, part):
+                process.kill()
 
 
 def end(state: StackState, *, grace: float, reap: Callable[[], None]) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -15,6 +17,8 @@ from airlock.core.errors import Conflict
 from airlock.settings import Settings
 from airlock.stack.credentials import write_private
 from airlock.stack.ports import HOST, Ports
+
+_PATIENCE_S = 2.0
 
 
 class Process(BaseModel):
@@ -41,6 +45,10 @@ def state_file(settings: Settings) -> Path:
     return settings.stack / "stack.json"
 
 
+def _port_file(settings: Settings) -> Path:
+    return settings.stack / "port-base"
+
+
 def lock_file(settings: Settings) -> Path:
     """Beside the stack's folder, so that a home can be emptied while it is locked."""
     return settings.home / ".stack.lock"
@@ -56,6 +64,15 @@ def read_state(settings: Settings) -> StackState | None:
 
 def write_state(settings: Settings, state: StackState) -> None:
     write_private(state_file(settings), state.model_dump_json(indent=2))
+    write_private(_port_file(settings), str(state.port_base))
+
+
+def last_port_base(settings: Settings) -> int | None:
+    """The first port of the stack that this home had last."""
+    try:
+        return int(_port_file(settings).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def forget_state(settings: Settings) -> None:
@@ -73,18 +90,28 @@ def exclusive(settings: Settings) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
     with lock_file(settings).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise Conflict(
-                f"process {holder} is starting or stopping the stack of {settings.home}; wait for it and try again"
-            ) from None
+        # A keeper that starts a part again holds it for a moment only.
+        deadline = time.monotonic() + _PATIENCE_S
+        while not _taken(lock):
+            if time.monotonic() > deadline:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                raise Conflict(
+                    f"process {holder} is starting or stopping the stack of {settings.home}; wait for it and try again"
+                )
+            time.sleep(0.05)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def with_ports(settings: Settings, ports: Ports) -> Settings:
