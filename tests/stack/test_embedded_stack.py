@@ -97,6 +97,16 @@ def test_up_down_and_up_again(stack: Stack, tmp_path: Path) -> None:
     assert stack.up(9200)
 
 
+def test_without_ports_it_takes_those_of_the_last_time(stack: Stack) -> None:
+    assert stack.up()
+    assert stack.status().port_base == settings.PORT_BASE
+    assert stack.down()
+    assert stack.up(9200)
+    assert stack.down()
+    assert stack.up()
+    assert stack.status().port_base == 9200
+
+
 def test_a_part_that_dies_is_told_with_its_log_and_nothing_is_left(
     stack: Stack, stand_ins: StandIns, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from airlock import settings
-from airlock.stack import Stack, embedded, processes
+from airlock.stack import Stack, embedded, keeper, processes
 from airlock.stack.parts import PARTS, Part
 from airlock.stack.ports import Ports
 from airlock.stack.state import StackState, read_state
@@ -34,7 +34,7 @@ def parts(settings, _ports, env):
 keeper.parts = parts
 spawn = keeper.processes.spawn
 def again(command, env, log, cwd):
-    if "airlock.stack.keeper" in command:
+    if keeper.PROGRAM in command:
         command = (sys.executable, "-c", os.environ["KEEPER"], command[-1])
     return spawn(command, env, log, cwd)
 keeper.processes.spawn = again
@@ -61,7 +61,7 @@ def stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stack]:
     spawn = processes.spawn
 
     def stood_in(command: tuple[str, ...], env: dict[str, str], log: Path, cwd: Path) -> subprocess.Popen[bytes]:
-        if "airlock.stack.keeper" in command:
+        if keeper.PROGRAM in command:
             command = (sys.executable, "-c", STAND_INS, command[-1])
         return spawn(command, env, log, cwd)
 

@@ -119,7 +119,7 @@ class Stack:
             ports.require_free()
             state = StackState(
                 stack_id=uuid.uuid4().hex,
-                port_base=port_base,
+                port_base=ports.base,
                 owner=processes.describe(psutil.Process().pid) if owned else None,
             )
             # Written before the first process exists: whatever ends this one, `down` knows what to look for.

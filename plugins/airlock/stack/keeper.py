@@ -24,6 +24,7 @@ from airlock.stack.ports import Ports
 from airlock.stack.state import StackState, exclusive, read_state, with_ports, write_state
 
 KEEPER = "keeper"
+PROGRAM = "from airlock.stack.keeper import main; main()"
 EVERY_S = 0.5
 LONGEST_PAUSE_S = 30.0
 
@@ -53,7 +54,7 @@ def start(base: Settings, stack_id: str) -> subprocess.Popen[bytes]:
         processes.MARKER: stack_id,
         processes.PART: KEEPER,
     }
-    command = (sys.executable, "-m", "airlock.stack.keeper", stack_id)
+    command = (sys.executable, "-c", PROGRAM, stack_id)
     return processes.spawn(command, env, log_file(base, KEEPER), base.project)
 
 
@@ -119,13 +120,9 @@ class Keeper:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """``python -m airlock.stack.keeper STACK_ID``: wait for the lock, then keep."""
+    """A keeper's process: wait for the lock, then keep the stack of the id that it was given."""
     (stack_id,) = sys.argv[1:] if arguments is None else arguments
     base = load()
     with _lock(base).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         Keeper(base, stack_id).run()
-
-
-if __name__ == "__main__":
-    main()
