@@ -224,6 +224,15 @@ def test_a_value_that_cannot_be_written_costs_its_row_alone(settings: Settings) 
     assert {"a0", "b49", "good", "fine"} < kept
 
 
+def test_answers_that_fit_no_rows_do_not_end_the_log(settings: Settings) -> None:
+    writer = PredictionWriter(settings.predictions)
+    writer.start()
+    writer.add("late", answered(origin(["a", "b"], [EVENT, EVENT]), predictions=[1.0]))
+    writer.add("other", answered(origin(["a"], [EVENT])))
+    writer.close()
+    assert (writer.lost["late"].rows, writer.written, writer.queued) == (2, 1, 0)
+
+
 @pytest.mark.parametrize("value", [2**53 + 1, 10**18, -(2**63), 2**64 - 1])
 def test_a_whole_number_beyond_a_float_s_is_kept_as_the_model_took_it(settings: Settings, value: int) -> None:
     rows = [[value, 1, None], [None, 1, None], [0.5, 1, None]]

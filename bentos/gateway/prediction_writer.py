@@ -175,7 +175,13 @@ class PredictionWriter:
         with self._lock:
             waiting, self._waiting = self._waiting, defaultdict(list)
         for (model, columns), entries in waiting.items():
-            for day, rows in _by_day(entries).items():
+            try:
+                days = _by_day(entries)
+            except Exception as error:  # nor may what was never a row end the thread
+                logger.exception("%s: %d entries of the prediction log are lost", model, len(entries))
+                self._lose(model, sum(len(counted.entry.origin.rows) for counted in entries), str(error)[:_MAX_REASON])
+                days = {}
+            for day, rows in days.items():
                 self._keep(model, columns, day, rows)
             with self._lock:
                 self.queued -= len(entries)
