@@ -103,7 +103,8 @@ class Stack:
         the start. Answers ``False`` if the stack was up already.
 
         Raises:
-            PortTaken, Conflict, Unavailable: nothing was left running.
+            PortTaken, Conflict, Unavailable: nothing was left running, unless parts of the stack had run before: these
+                and what was added to them stay.
         """
         with exclusive(self._base):
             state = read_state(self._base)
