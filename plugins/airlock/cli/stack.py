@@ -22,7 +22,7 @@ PortBase = Annotated[
     typer.Option(
         min=1024,
         max=65000,
-        help="First of the three ports: Airflow, MLflow (+1), gateway (+2). [default: 8500; of up: those of the last time]",
+        help="First of three ports: Airflow, MLflow (+1), gateway (+2). [default: 8500; of up: those of the last time]",
     ),
 ]
 
